@@ -1,0 +1,597 @@
+//! A room (or several) of N viewers: what a delivery costs, how late it is,
+//! what a viewer weighs, and whether anything is lost.
+
+use anyhow::{Result, bail};
+use clap::Args;
+use serde::Serialize;
+
+use crate::drive::{self, Pace, Schedule, Series, Window};
+use crate::fleet::{self, Fleet, Joined};
+use crate::floor::{self, FloorPlan, FloorResult};
+use crate::hist::{Summary, median};
+use crate::protocol::{GroupStats, Mode, Plan, Share, Stats};
+use crate::publish::Publisher;
+use crate::report::{Output, Section};
+use crate::run::{Deadline, Progress, RunOptions};
+use crate::server::{Metrics, Server, ServerOptions};
+use crate::{sys, wsclient};
+
+/// One of so many viewers reads and checks everything.
+const CHECK_EVERY: u32 = 50;
+/// After joining, before memory is read.
+const SETTLE_US: u64 = 2_000_000;
+
+/// What to measure.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct FanoutOptions {
+    /// Viewers, all rooms together.
+    #[arg(long, default_value_t = 15_000)]
+    viewers: u32,
+    /// Rooms; viewers are spread over them evenly.
+    #[arg(long, default_value_t = 1)]
+    rooms: u16,
+    /// Events per second in each room.
+    #[arg(long, default_value_t = 1.0)]
+    rate: f64,
+    /// Bytes of a WebSocket frame's content that carries one event.
+    #[arg(long, default_value_t = 512)]
+    bytes: usize,
+    /// Length of the window.
+    #[arg(long, default_value_t = 15.0)]
+    seconds: f64,
+    /// Kind of the events. An important kind flushes at once: one event, one frame.
+    #[arg(long, default_value = "red_packet")]
+    kind: String,
+    /// Worker processes; 0: as many as needed.
+    #[arg(long, default_value_t = 0)]
+    workers: u32,
+    /// So many viewers stop reading in a second window, and read again at its end.
+    #[arg(long, default_value_t = 0)]
+    slow: u32,
+    /// Lock step instead of a rate: the next event when all viewers have the last.
+    #[arg(long)]
+    saturate: bool,
+    /// With --saturate: events under way at most in each room.
+    #[arg(long, default_value_t = 1)]
+    in_flight: u64,
+    /// Viewers offer permessage-deflate.
+    #[arg(long)]
+    compress: bool,
+    /// Measure the floor at the same cadence before and after every round.
+    #[arg(long)]
+    with_floor: bool,
+    /// Rounds, each with a fresh server and fresh viewers; the median counts.
+    #[arg(long, default_value_t = 1)]
+    repeat: u32,
+    /// Connections per second; 0: as fast as possible.
+    #[arg(long, default_value_t = 0)]
+    connect_rate: u32,
+    #[command(flatten)]
+    server: ServerOptions,
+    #[command(flatten)]
+    run: RunOptions,
+}
+
+/// One round.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct FanoutResult {
+    joined: u32,
+    failed: std::collections::BTreeMap<String, u32>,
+    join_seconds: f64,
+    /// Resident KiB of the server without and with its viewers.
+    memory: Option<Memory>,
+    frame_bytes: u64,
+    window: WindowResult,
+    /// Windows of a run with slow viewers.
+    slow: Option<SlowResult>,
+}
+
+/// Memory of the server.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Memory {
+    empty_kib: u64,
+    joined_kib: u64,
+    bytes_per_viewer: f64,
+}
+
+/// A window in relation to what it did.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct WindowResult {
+    /// Events accepted, all rooms.
+    pub(crate) events: u64,
+    /// Events refused.
+    pub(crate) refused: u64,
+    /// Deliveries due: accepted events times viewers that read.
+    pub(crate) expected: u64,
+    /// Events that reached viewers.
+    pub(crate) deliveries: u64,
+    /// Due and not arrived.
+    pub(crate) lost: u64,
+    /// Arrived again.
+    pub(crate) duplicated: u64,
+    /// Gap notices.
+    pub(crate) gaps: u64,
+    /// Broken promises that checking viewers saw.
+    pub(crate) errors: u64,
+    /// Frames that viewers received.
+    pub(crate) frames: u64,
+    /// Socket writes of the server.
+    pub(crate) writes: u64,
+    /// Whether the server counted them; otherwise they are the frames received.
+    pub(crate) writes_counted: bool,
+    /// `read(2)` calls of the viewers.
+    pub(crate) reads: u64,
+    /// Bytes the viewers read.
+    pub(crate) bytes: u64,
+    /// Length.
+    pub(crate) seconds: f64,
+    /// Server processor time per delivery, in microseconds.
+    pub(crate) cpu_us_per_delivery: f64,
+    /// Server processor time per socket write, in microseconds.
+    pub(crate) cpu_us_per_write: f64,
+    /// Per second.
+    pub(crate) deliveries_per_second: f64,
+    /// Per second.
+    pub(crate) writes_per_second: f64,
+    /// From intended send time to arrival.
+    pub(crate) latency: Summary,
+    /// How late the publisher itself was (included in the latency).
+    pub(crate) lateness: Summary,
+    /// Share of one processor.
+    pub(crate) server_cpu: f64,
+    /// Share of one processor.
+    pub(crate) client_cpu: f64,
+    /// Connections that ended, by reason.
+    pub(crate) closed: std::collections::BTreeMap<String, u64>,
+    /// Over time.
+    pub(crate) series: Series,
+    /// Percentile curve: (quantile, ms).
+    pub(crate) curve: Vec<(f64, f64)>,
+}
+
+/// Viewers that do not read, and the others meanwhile.
+#[derive(Debug, Clone, Serialize)]
+struct SlowResult {
+    viewers: u32,
+    /// The others, while the slow ones do not read.
+    stopped: WindowResult,
+    /// Resident KiB of the server at the end of that.
+    memory_kib: Option<u64>,
+    /// The slow ones after they read again, both windows together.
+    deliveries: u64,
+    gaps: u64,
+    gap_dropped: u64,
+    expected: u64,
+    unaccounted: i64,
+    alive: u64,
+    closed: std::collections::BTreeMap<String, u64>,
+}
+
+/// The command.
+pub(crate) fn command(options: &FanoutOptions) -> Result<()> {
+    if options.slow >= options.viewers || options.rooms == 0 {
+        bail!("--slow must be less than --viewers, --rooms at least 1");
+    }
+    let deadline = Deadline::arm(options.run.max_seconds);
+    let mut progress = Progress::new(options.run.quiet);
+    let (server_cpus, client_cpus) = options.server.processors()?;
+    sys::pin(&client_cpus)?;
+    let pace =
+        if options.saturate { Pace::Saturate(options.in_flight) } else { Pace::Rate(options.rate) };
+    let floor_plan = FloorPlan {
+        viewers: options.viewers,
+        bytes: options.bytes + wsclient::server_header_bytes(options.bytes),
+        pace,
+        seconds: options.seconds,
+        workers: options.workers,
+        server_cpus,
+        client_cpus,
+    };
+    let mut floors = Vec::new();
+    let mut rounds = Vec::new();
+    for round in 1..=options.repeat.max(1) {
+        if options.with_floor {
+            progress.stage("floor");
+            floors.push(floor::measure(&floor_plan, deadline, &mut progress)?);
+        }
+        progress.stage(&format!("fanout, round {round} of {}", options.repeat));
+        rounds.push(measure(options, pace, deadline, &mut progress)?);
+    }
+    if options.with_floor {
+        progress.stage("floor");
+        floors.push(floor::measure(&floor_plan, deadline, &mut progress)?);
+    }
+    progress.end();
+    output(options, &rounds, &floors)
+}
+
+fn output(
+    options: &FanoutOptions,
+    rounds: &[FanoutResult],
+    floors: &[FloorResult],
+) -> Result<()> {
+    let mut output = Output::new("fanout");
+    for (index, round) in rounds.iter().enumerate() {
+        for section in sections(round, index + 1) {
+            output.print(section);
+        }
+    }
+    let medians = |figure: fn(&WindowResult) -> f64| {
+        median(&rounds.iter().map(|round| figure(&round.window)).collect::<Vec<_>>())
+    };
+    output.figure("cpu_us_per_delivery", medians(|window| window.cpu_us_per_delivery));
+    output.figure("cpu_us_per_write", medians(|window| window.cpu_us_per_write));
+    output.figure("deliveries_per_second", medians(|window| window.deliveries_per_second));
+    output.figure("writes_per_second", medians(|window| window.writes_per_second));
+    output.figure("p50_ms", medians(|window| window.latency.p50_ms));
+    output.figure("p99_ms", medians(|window| window.latency.p99_ms));
+    output.figure("p999_ms", medians(|window| window.latency.p999_ms));
+    output.figure("max_ms", medians(|window| window.latency.max_ms));
+    output.figure("lost", rounds.iter().map(|round| round.window.lost as f64).sum());
+    output.figure("duplicated", rounds.iter().map(|round| round.window.duplicated as f64).sum());
+    output.figure("errors", rounds.iter().map(|round| round.window.errors as f64).sum());
+    let weights: Vec<f64> =
+        rounds.iter().filter_map(|round| Some(round.memory?.bytes_per_viewer)).collect();
+    output.figure("bytes_per_viewer", median(&weights));
+    if !floors.is_empty() {
+        against_floor(&mut output, rounds, floors);
+    }
+    output.attach("rounds", rounds)?;
+    output.attach("floors", floors)?;
+    for round in rounds {
+        output.plots("fanout", &round.window.series, &round.window.curve);
+    }
+    output.finish(&options.run)
+}
+
+/// Every round in relation to the floors right before and after it.
+fn against_floor(output: &mut Output, rounds: &[FanoutResult], floors: &[FloorResult]) {
+    let mut costs = Vec::new();
+    let mut rates = Vec::new();
+    for (round, around) in rounds.iter().zip(floors.windows(2)) {
+        let cost = f64::midpoint(around[0].cpu_us_per_write, around[1].cpu_us_per_write);
+        let rate = f64::midpoint(around[0].writes_per_second, around[1].writes_per_second);
+        costs.push(round.window.cpu_us_per_write / cost);
+        rates.push(round.window.writes_per_second / rate);
+    }
+    for floor in floors {
+        output.print(floor::section(floor, "floor"));
+    }
+    output.figure("floor_cpu_ratio", median(&costs));
+    output.figure("floor_rate_ratio", median(&rates));
+    let each = |ratios: &[f64]| {
+        ratios.iter().map(|ratio| format!("{ratio:.2}")).collect::<Vec<_>>().join(", ")
+    };
+    output.print(
+        Section::new("against the floor (median of rounds, each against the floors around it)")
+            .line("µs per write", format!("{:.2} times ({})", median(&costs), each(&costs)))
+            .line("writes/s", format!("{:.2} times ({})", median(&rates), each(&rates))),
+    );
+}
+
+fn measure(
+    options: &FanoutOptions,
+    pace: Pace,
+    deadline: Deadline,
+    progress: &mut Progress,
+) -> Result<FanoutResult> {
+    let mut server = Server::start(&options.server, options.viewers, deadline)?;
+    let rooms: Vec<String> =
+        (0..options.rooms).map(|room| format!("lt-{:x}-{room}", sys::mono_us())).collect();
+    sys_sleep(300_000);
+    let empty = server.pid().and_then(sys::exact_rss_kib);
+    let outcome = with_server(options, &server, &rooms, empty, pace, deadline, progress);
+    if !server.runs() {
+        bail!("the server ended during the run; its log ends:\n{}", server.log_tail());
+    }
+    outcome
+}
+
+fn with_server(
+    options: &FanoutOptions,
+    server: &Server,
+    rooms: &[String],
+    empty: Option<u64>,
+    pace: Pace,
+    deadline: Deadline,
+    progress: &mut Progress,
+) -> Result<FanoutResult> {
+    let (_, client_cpus) = options.server.processors()?;
+    let workers = fleet::workers_for(options.viewers, options.workers, client_cpus.len());
+    let mut fleet = Fleet::start(&plan(options, server, rooms), workers, deadline)?;
+    let joined = fleet.connect(deadline, progress)?;
+    if joined.joined == 0 {
+        bail!("no viewer joined: {:?}", joined.failed);
+    }
+    fleet.pump_for(SETTLE_US)?;
+    let memory = memory(empty, server.pid().and_then(sys::exact_rss_kib), joined.joined);
+    let mut publisher = Publisher::new(server, rooms, &options.kind)?;
+    let schedule = |first, pace, seconds| Schedule { rooms: options.rooms, first, pace, seconds };
+    // Two passes to find the size of payload that makes frames as long as asked.
+    let mut first = 0;
+    for _ in 0..2 {
+        let warm = schedule(first, Pace::Saturate(1), 0.2);
+        let warm = drive::window(&mut fleet, &mut publisher, warm, deadline, progress)?;
+        first = warm.next;
+        if warm.events == 0 {
+            bail!("the server refuses our events: {:?}", publisher.refusal);
+        }
+        calibrate(&mut publisher, &warm.stats, options.bytes);
+    }
+    let before = server.metrics();
+    let main = schedule(first, pace, options.seconds);
+    let main = drive::window(&mut fleet, &mut publisher, main, deadline, progress)?;
+    let window = relate(&main, options, &before, &server.metrics());
+    let slow = if options.slow > 0 {
+        let next = schedule(main.next, pace, options.seconds);
+        Some(slow_window(options, server, &mut fleet, &mut publisher, next, deadline, progress)?)
+    } else {
+        None
+    };
+    let group = main.stats.groups.first().cloned().unwrap_or_default();
+    let Joined { joined, failed, seconds } = joined;
+    Ok(FanoutResult {
+        joined,
+        failed,
+        join_seconds: seconds,
+        memory,
+        frame_bytes: group.marked_bytes / group.marked_frames.max(1),
+        window,
+        slow,
+    })
+}
+
+fn plan(options: &FanoutOptions, server: &Server, rooms: &[String]) -> Plan {
+    let mut shares = Vec::new();
+    let mut slow = options.slow;
+    for room in 0..options.rooms {
+        let per_room = options.viewers / u32::from(options.rooms);
+        let extra = u32::from(u32::from(room) < options.viewers % u32::from(options.rooms));
+        let here = per_room + extra;
+        // Slow viewers sit in the first rooms that have place for them.
+        let slow_here = slow.min(here.saturating_sub(1));
+        slow -= slow_here;
+        shares.push(Share { room, group: 0, count: here - slow_here, slow: false });
+        if slow_here > 0 {
+            shares.push(Share { room, group: 1, count: slow_here, slow: true });
+        }
+    }
+    Plan {
+        addr: server.addr,
+        mode: Mode::Viewer,
+        source: [0, 0],
+        rooms: rooms.to_vec(),
+        shares,
+        check_every: CHECK_EVERY,
+        recorders: 0,
+        digest: false,
+        compress: options.compress,
+        connect_rate: options.connect_rate,
+        in_progress: 512,
+        secret: server.secret.clone(),
+        user: "viewer-".into(),
+        nice: 0,
+    }
+}
+
+fn memory(empty: Option<u64>, joined: Option<u64>, viewers: u32) -> Option<Memory> {
+    let (empty_kib, joined_kib) = (empty?, joined?);
+    let grown = joined_kib.saturating_sub(empty_kib) as f64 * 1024.0;
+    Some(Memory { empty_kib, joined_kib, bytes_per_viewer: grown / f64::from(viewers) })
+}
+
+/// Sets the payload so that a frame with one event has the length asked for.
+fn calibrate(publisher: &mut Publisher, stats: &Stats, bytes: usize) {
+    let (mut frames, mut content, mut events) = (0, 0, 0);
+    for group in &stats.groups {
+        frames += group.marked_frames;
+        content += group.marked_bytes;
+        events += group.deliveries;
+    }
+    // Frames of several events tell nothing about frames of one.
+    if frames > 0 && events == frames {
+        let around = usize::try_from(content / frames).unwrap_or(0);
+        let around = around.saturating_sub(publisher.payload);
+        publisher.payload = bytes.saturating_sub(around);
+    }
+}
+
+fn relate(
+    window: &Window,
+    options: &FanoutOptions,
+    before: &Metrics,
+    after: &Metrics,
+) -> WindowResult {
+    let group = window.stats.groups.first().cloned().unwrap_or_default();
+    let others: GroupStats = window.stats.groups.get(1).cloned().unwrap_or_default();
+    // Every room has the same number of events, but not of viewers.
+    let events_per_room = window.events / u64::from(options.rooms);
+    let expected = events_per_room * (group.viewers + window.stats.closed.values().sum::<u64>());
+    let frames = group.frames + others.frames;
+    let counted = after.growth(before, "tidegate_socket_writes_total");
+    let writes = counted.map_or(frames, |count| count as u64);
+    let deliveries = group.deliveries + others.deliveries;
+    let cpu_us = window.cpu_ns as f64 / 1e3;
+    WindowResult {
+        events: window.events,
+        refused: window.refused,
+        expected,
+        deliveries: group.deliveries,
+        lost: expected.saturating_sub(group.deliveries),
+        duplicated: group.duplicated,
+        gaps: group.gaps,
+        errors: window.stats.error_count,
+        frames,
+        writes,
+        writes_counted: counted.is_some(),
+        reads: group.reads,
+        bytes: group.bytes,
+        seconds: window.seconds,
+        cpu_us_per_delivery: cpu_us / deliveries.max(1) as f64,
+        cpu_us_per_write: cpu_us / writes.max(1) as f64,
+        deliveries_per_second: deliveries as f64 / window.seconds,
+        writes_per_second: writes as f64 / window.seconds,
+        latency: group.latency.summary(),
+        lateness: window.lateness(),
+        server_cpu: cpu_us / 1e6 / window.seconds,
+        client_cpu: window.client_cpu_ns as f64 / 1e9 / window.seconds,
+        closed: window.stats.closed.clone(),
+        series: window.series.clone(),
+        curve: group.latency.curve(),
+    }
+}
+
+/// A second window in which some viewers do not read until its end.
+fn slow_window(
+    options: &FanoutOptions,
+    server: &Server,
+    fleet: &mut Fleet,
+    publisher: &mut Publisher,
+    schedule: Schedule,
+    deadline: Deadline,
+    progress: &mut Progress,
+) -> Result<SlowResult> {
+    progress.stage(&format!("fanout, {} viewers do not read", options.slow));
+    fleet.slow_read(false)?;
+    let before = server.metrics();
+    let window = drive::window(fleet, publisher, schedule, deadline, progress)?;
+    let stopped = relate(&window, options, &before, &server.metrics());
+    let memory_kib = server.pid().and_then(sys::rss_kib);
+    fleet.slow_read(true)?;
+    // One more event: a gap is told when something can be sent again.
+    publisher_nudge(publisher, &window, options.rooms)?;
+    fleet.pump_for(3_000_000)?;
+    let stats = fleet.collect(false, deadline)?;
+    let slow = stats.groups.get(1).cloned().unwrap_or_default();
+    let expected = (window.events / u64::from(options.rooms) + 1) * u64::from(options.slow);
+    Ok(SlowResult {
+        viewers: options.slow,
+        stopped,
+        memory_kib,
+        deliveries: slow.deliveries,
+        gaps: slow.gaps,
+        gap_dropped: slow.gap_dropped,
+        expected,
+        unaccounted: i64::try_from(expected)?
+            - i64::try_from(slow.deliveries + slow.gap_dropped)?,
+        alive: slow.viewers,
+        closed: stats.closed,
+    })
+}
+
+fn publisher_nudge(publisher: &mut Publisher, window: &Window, rooms: u16) -> Result<()> {
+    use crate::drive::Source as _;
+    (0..rooms).try_for_each(|room| {
+        publisher.send(room, window.next, sys::mono_us()).map(|_accepted| ())
+    })
+}
+
+fn sys_sleep(us: u64) {
+    std::thread::sleep(std::time::Duration::from_micros(us));
+}
+
+fn sections(round: &FanoutResult, number: usize) -> Vec<Section> {
+    let mut head = Section::new(&format!("round {number}"))
+        .line(
+            "joined",
+            format!(
+                "{} in {:.2} s, {:.0} per second",
+                round.joined,
+                round.join_seconds,
+                f64::from(round.joined) / round.join_seconds.max(1e-9)
+            ),
+        );
+    for (reason, count) in &round.failed {
+        head = head.line("FAILED", format!("{count}: {reason}"));
+    }
+    if let Some(memory) = round.memory {
+        head = head.line(
+            "memory",
+            format!(
+                "{:.0} bytes per idle viewer ({} KiB empty, {} KiB joined)",
+                memory.bytes_per_viewer, memory.empty_kib, memory.joined_kib
+            ),
+        );
+    }
+    head = head.line("frame", format!("{} bytes", round.frame_bytes));
+    let mut sections = vec![head, window_section(&round.window, "window")];
+    if let Some(slow) = &round.slow {
+        sections.push(window_section(&slow.stopped, "the others while some do not read"));
+        sections.push(slow_section(slow, &round.window));
+    }
+    sections
+}
+
+fn window_section(window: &WindowResult, title: &str) -> Section {
+    let reads = window.reads as f64 / window.deliveries.max(1) as f64;
+    let source = if window.writes_counted { "counted by the server" } else { "frames received" };
+    let mut section = Section::new(title)
+        .line(
+            "deliveries",
+            format!(
+                "{} of {} due ({} events): {:.0} per second",
+                window.deliveries, window.expected, window.events, window.deliveries_per_second
+            ),
+        )
+        .line(
+            "integrity",
+            format!(
+                "lost {}, duplicated {}, gap notices {}, broken promises {}",
+                window.lost, window.duplicated, window.gaps, window.errors
+            ),
+        )
+        .line(
+            "socket writes",
+            format!("{} ({source}): {:.0} per second", window.writes, window.writes_per_second),
+        )
+        .line("reads", format!("{reads:.2} per delivery, {} bytes in all", window.bytes))
+        .line(
+            "processor",
+            format!(
+                "{:.2} µs per delivery, {:.2} µs per socket write",
+                window.cpu_us_per_delivery, window.cpu_us_per_write
+            ),
+        )
+        .line("latency", window.latency.to_string())
+        .line("publisher", format!("late by {}", window.lateness))
+        .line("load", floor::load(window.server_cpu, window.client_cpu));
+    if window.refused > 0 {
+        section = section.line("REFUSED", format!("{} events", window.refused));
+    }
+    for (reason, count) in &window.closed {
+        section = section.line("CLOSED", format!("{count}: {reason}"));
+    }
+    section
+}
+
+fn slow_section(slow: &SlowResult, normal: &WindowResult) -> Section {
+    let mut section = Section::new("viewers that did not read")
+        .line(
+            "others' p99",
+            format!(
+                "{:.1} ms before, {:.1} ms meanwhile",
+                normal.latency.p99_ms, slow.stopped.latency.p99_ms
+            ),
+        )
+        .line(
+            "after reading",
+            format!(
+                "{} viewers: {} of {} events, {} gap notices naming {} as dropped, {} unaccounted, \
+                 {} still connected",
+                slow.viewers,
+                slow.deliveries,
+                slow.expected,
+                slow.gaps,
+                slow.gap_dropped,
+                slow.unaccounted,
+                slow.alive
+            ),
+        );
+    if let Some(kib) = slow.memory_kib {
+        section = section.line("server memory", format!("{kib} KiB at the end"));
+    }
+    for (reason, count) in &slow.closed {
+        section = section.line("closed", format!("{count}: {reason}"));
+    }
+    section
+}

@@ -1,0 +1,585 @@
+//! A worker process: one thread, one readiness loop, many thousand viewers.
+
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use mio::net::TcpStream;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::protocol::{Command, Mode, Plan, Report};
+use crate::sys;
+use crate::token;
+use crate::viewer::{Answer, Book, Phase, UNCHECKED, Viewer};
+use crate::wsclient::{self, Parsed, Upgrade};
+
+/// Connections made from one source address: each has an explicit port, so
+/// that `connect` need not search for one.
+const PORTS_PER_ADDRESS: u16 = 10_000;
+/// Outside the range from which the kernel itself chooses.
+const FIRST_PORT: u16 = 20_000;
+/// The one read buffer.
+const READ_BUFFER: usize = 256 * 1024;
+/// Receive buffer of slow viewers; the kernel doubles it.
+const SLOW_RECEIVE_BUFFER: usize = 4096;
+/// A connection that has not joined after this long has failed.
+const JOIN_LIMIT_US: u64 = 30_000_000;
+
+const STDIN: Token = Token(usize::MAX);
+
+/// Runs until the parent says to quit or is gone.
+pub(crate) fn run() -> Result<()> {
+    sys::die_with_parent()?;
+    sys::raise_descriptor_limit();
+    let outcome = Worker::new().and_then(|mut worker| worker.run());
+    if let Err(error) = &outcome {
+        // The parent may be gone already.
+        let _ = report(&Report::Fatal(format!("{error:#}")));
+    }
+    outcome
+}
+
+fn report(report: &Report) -> Result<()> {
+    let mut line = serde_json::to_vec(report)?;
+    line.push(b'\n');
+    std::io::stdout().lock().write_all(&line).context("reporting to the parent")
+}
+
+struct Worker {
+    poll: Poll,
+    input: Vec<u8>,
+    buffer: Vec<u8>,
+    plan: Option<Box<Plan>>,
+    book: Book,
+    viewers: Vec<Viewer>,
+    /// Join messages of viewers that have not joined, in order.
+    joins: Vec<Vec<u8>>,
+    upgrade: Vec<u8>,
+    pong: Vec<u8>,
+    connecting: Option<Connecting>,
+    slow_stopped: bool,
+    quit: bool,
+}
+
+/// The connection phase.
+struct Connecting {
+    started_us: u64,
+    next: usize,
+    in_progress: u32,
+    joined: u32,
+    failed: BTreeMap<String, u32>,
+    ports: Ports,
+    told_us: u64,
+}
+
+impl Worker {
+    fn new() -> Result<Self> {
+        let poll = Poll::new()?;
+        let stdin = rustix::stdio::stdin();
+        rustix::io::ioctl_fionbio(stdin, true).context("making stdin non-blocking")?;
+        let fd = rustix::stdio::raw_stdin();
+        poll.registry().register(&mut SourceFd(&fd), STDIN, Interest::READABLE)?;
+        Ok(Self {
+            poll,
+            input: Vec::new(),
+            buffer: vec![0; READ_BUFFER],
+            plan: None,
+            book: Book::new(0, 0, false),
+            viewers: Vec::new(),
+            joins: Vec::new(),
+            upgrade: Vec::new(),
+            pong: wsclient::client_frame(wsclient::TEXT, br#"{"pong":{}}"#),
+            connecting: None,
+            slow_stopped: false,
+            quit: false,
+        })
+    }
+
+    fn run(&mut self) -> Result<()> {
+        let mut events = Events::with_capacity(1024);
+        while !self.quit {
+            let timeout = if self.connecting.is_some() { 1 } else { 1_000 };
+            match self.poll.poll(&mut events, Some(Duration::from_millis(timeout))) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                other => other?,
+            }
+            for event in &events {
+                if event.token() == STDIN {
+                    self.commands()?;
+                } else {
+                    self.ready(event.token().0)?;
+                }
+            }
+            for (room, n) in self.book.newly_done() {
+                report(&Report::Done { room, n })?;
+            }
+            if self.connecting.is_some() {
+                self.connect_more()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn commands(&mut self) -> Result<()> {
+        let mut chunk = [0; 65_536];
+        loop {
+            match rustix::io::read(rustix::stdio::stdin(), &mut chunk) {
+                Ok(0) => {
+                    self.quit = true;
+                    break;
+                }
+                Ok(n) => self.input.extend_from_slice(&chunk[..n]),
+                Err(rustix::io::Errno::AGAIN) => break,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error).context("reading from the parent"),
+            }
+        }
+        while let Some(end) = self.input.iter().position(|&byte| byte == b'\n') {
+            let line: Vec<u8> = self.input.drain(..=end).collect();
+            self.command(serde_json::from_slice(&line).context("command from the parent")?)?;
+        }
+        Ok(())
+    }
+
+    fn command(&mut self, command: Command) -> Result<()> {
+        match command {
+            Command::Prepare(plan) => {
+                self.prepare(plan)?;
+                report(&Report::Prepared)
+            }
+            Command::Connect => {
+                let plan = self.plan.as_ref().context("connect before prepare")?;
+                self.connecting = Some(Connecting {
+                    started_us: sys::mono_us(),
+                    next: 0,
+                    in_progress: 0,
+                    joined: 0,
+                    failed: BTreeMap::new(),
+                    ports: Ports::new(plan.source),
+                    told_us: 0,
+                });
+                Ok(())
+            }
+            Command::Window => {
+                self.book.open_window(sys::mono_us());
+                report(&Report::WindowOpen)
+            }
+            Command::Collect { recordings } => {
+                report(&Report::Stats(Box::new(self.book.stats(&self.viewers, recordings))))
+            }
+            Command::SlowRead(reads) => self.slow_read(reads),
+            Command::Quit => {
+                self.quit = true;
+                Ok(())
+            }
+        }
+    }
+
+    fn prepare(&mut self, plan: Box<Plan>) -> Result<()> {
+        if plan.nice != 0 {
+            rustix::process::nice(plan.nice).context("nice")?;
+        }
+        let groups = plan.shares.iter().map(|share| usize::from(share.group) + 1).max();
+        self.book = Book::new(groups.unwrap_or(0), plan.rooms.len(), plan.digest);
+        self.upgrade = wsclient::upgrade_request(&plan.addr.to_string(), plan.compress);
+        let signer = token::Signer::new(&plan.secret);
+        let mut number = 0_u32;
+        for share in &plan.shares {
+            for _ in 0..share.count {
+                let record = number < plan.recorders;
+                // A slow viewer is checked too: what it loses must be announced.
+                let check = record
+                    || (plan.check_every != 0 && number.is_multiple_of(plan.check_every))
+                    || (share.slow && plan.check_every != 0);
+                let check = if check { self.book.add_check(record) } else { UNCHECKED };
+                self.viewers.push(Viewer::new(share.room, share.group, share.slow, check));
+                if plan.mode == Mode::Viewer {
+                    let room = plan
+                        .rooms
+                        .get(usize::from(share.room))
+                        .ok_or_else(|| anyhow!("no such room in the plan"))?;
+                    let token = signer.viewer(&format!("{}{number}", plan.user), room)?;
+                    let join = serde_json::json!({"join": {"room": room, "token": token}});
+                    let join = join.to_string();
+                    self.joins.push(wsclient::client_frame(wsclient::TEXT, join.as_bytes()));
+                }
+                number += 1;
+            }
+        }
+        self.plan = Some(plan);
+        Ok(())
+    }
+
+    fn slow_read(&mut self, reads: bool) -> Result<()> {
+        self.slow_stopped = !reads;
+        for index in 0..self.viewers.len() {
+            if reads && self.viewers[index].slow {
+                self.ready(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts connections as rate and limit allow, and says how far it is.
+    fn connect_more(&mut self) -> Result<()> {
+        let Some(mut connecting) = self.connecting.take() else { return Ok(()) };
+        let Some(plan) = self.plan.take() else { bail!("connecting without a plan") };
+        let now = sys::mono_us();
+        let elapsed = now - connecting.started_us;
+        let allowed = match plan.connect_rate {
+            0 => usize::MAX,
+            rate => usize::try_from(elapsed * u64::from(rate) / 1_000_000 + 1)?,
+        };
+        let mut started = 0;
+        while connecting.next < self.viewers.len().min(allowed)
+            && connecting.in_progress < plan.in_progress
+            && started < 64
+        {
+            let index = connecting.next;
+            connecting.next += 1;
+            started += 1;
+            match self.connect(index, &plan, &mut connecting.ports) {
+                Ok(()) => connecting.in_progress += 1,
+                Err(error) => {
+                    *connecting.failed.entry(format!("connect: {error:#}")).or_default() += 1;
+                }
+            }
+        }
+        if now - connecting.told_us > 250_000 {
+            connecting.told_us = now;
+            self.expire(&mut connecting, now);
+            let failed = connecting.failed.values().sum();
+            report(&Report::Progress { joined: connecting.joined, failed })?;
+        }
+        let settled = connecting.next == self.viewers.len() && connecting.in_progress == 0;
+        self.plan = Some(plan);
+        if settled {
+            self.joins = Vec::new();
+            let Connecting { joined, failed, .. } = connecting;
+            return report(&Report::Settled { joined, failed, at_us: sys::mono_us() });
+        }
+        self.connecting = Some(connecting);
+        Ok(())
+    }
+
+    fn expire(&mut self, connecting: &mut Connecting, now: u64) {
+        for viewer in &mut self.viewers[..connecting.next] {
+            let waits = !matches!(viewer.phase, Phase::Live | Phase::Closed);
+            if waits && now.saturating_sub(viewer.next) > JOIN_LIMIT_US {
+                let phase = viewer.phase;
+                viewer.phase = Phase::Closed;
+                viewer.stream = None;
+                connecting.in_progress -= 1;
+                *connecting.failed.entry(format!("no answer while {phase:?}")).or_default() += 1;
+            }
+        }
+    }
+
+    fn connect(&mut self, index: usize, plan: &Plan, ports: &mut Ports) -> Result<()> {
+        let viewer = &mut self.viewers[index];
+        let now = sys::mono_us();
+        let socket = Socket::new(Domain::for_address(plan.addr), Type::STREAM, Some(Protocol::TCP))
+            .context("socket")?;
+        socket.set_nonblocking(true)?;
+        socket.set_tcp_nodelay(true)?;
+        if viewer.slow {
+            socket.set_recv_buffer_size(SLOW_RECEIVE_BUFFER)?;
+        }
+        // A reset at the end instead of a handshake and a minute of TIME_WAIT.
+        socket.set_linger(Some(Duration::ZERO))?;
+        if plan.addr.ip().is_loopback() && plan.addr.is_ipv4() {
+            ports.bind(&socket)?;
+        }
+        match socket.connect(&plan.addr.into()) {
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
+            other => other.context("connect")?,
+        }
+        let mut stream = TcpStream::from_std(socket.into());
+        // Edge-triggered: writability is told once, when the connection stands.
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.poll.registry().register(&mut stream, Token(index), interest)?;
+        viewer.stream = Some(stream);
+        viewer.phase = Phase::Connecting;
+        viewer.next = now;
+        Ok(())
+    }
+
+    /// A socket has something to say.
+    fn ready(&mut self, index: usize) -> Result<()> {
+        let Some(viewer) = self.viewers.get_mut(index) else { return Ok(()) };
+        match viewer.phase {
+            Phase::Closed => Ok(()),
+            Phase::Connecting => self.connected(index),
+            Phase::Live if viewer.slow && self.slow_stopped => Ok(()),
+            _ => self.receive(index),
+        }
+    }
+
+    fn connected(&mut self, index: usize) -> Result<()> {
+        let viewer = &mut self.viewers[index];
+        let Some(stream) = &mut viewer.stream else { return Ok(()) };
+        if let Ok(Some(error)) | Err(error) = stream.take_error() {
+            return self.gone(index, format!("connect: {error}"));
+        }
+        match stream.peer_addr() {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotConnected => return Ok(()),
+            Err(error) => return self.gone(index, format!("connect: {error}")),
+        }
+        let bare = self.plan.as_ref().is_some_and(|plan| plan.mode == Mode::Bare);
+        if bare {
+            self.live(index);
+            return self.receive(index);
+        }
+        viewer.phase = Phase::Upgrading;
+        match stream.write(&self.upgrade) {
+            Ok(n) if n == self.upgrade.len() => Ok(()),
+            Ok(_) => self.gone(index, "handshake: short write".into()),
+            Err(error) => self.gone(index, format!("handshake: {error}")),
+        }
+    }
+
+    fn live(&mut self, index: usize) {
+        self.book.joined(&mut self.viewers[index], sys::mono_us());
+        if let Some(connecting) = &mut self.connecting {
+            connecting.joined += 1;
+            connecting.in_progress -= 1;
+        }
+    }
+
+    /// A connection failed before it was live, or ended after.
+    fn gone(&mut self, index: usize, reason: String) -> Result<()> {
+        let viewer = &mut self.viewers[index];
+        viewer.stream = None;
+        match std::mem::replace(&mut viewer.phase, Phase::Closed) {
+            Phase::Closed => {}
+            Phase::Live => self.book.left(viewer, reason),
+            _ => {
+                if let Some(connecting) = &mut self.connecting {
+                    connecting.in_progress -= 1;
+                    *connecting.failed.entry(reason).or_default() += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads until the socket is empty.
+    fn receive(&mut self, index: usize) -> Result<()> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let outcome = self.receive_into(index, &mut buffer);
+        self.buffer = buffer;
+        match outcome? {
+            None => Ok(()),
+            Some(reason) => self.gone(index, reason),
+        }
+    }
+
+    fn receive_into(&mut self, index: usize, buffer: &mut [u8]) -> Result<Option<String>> {
+        loop {
+            let viewer = &mut self.viewers[index];
+            let Some(stream) = &mut viewer.stream else { return Ok(None) };
+            let mut kept = 0;
+            if let Some(partial) = viewer.partial.take() {
+                if partial.len() >= buffer.len() / 2 {
+                    // A frame larger than the shared buffer: collected aside.
+                    return self.receive_large(index, partial);
+                }
+                kept = partial.len();
+                buffer[..kept].copy_from_slice(&partial);
+            }
+            let read = match stream.read(&mut buffer[kept..]) {
+                Ok(0) => return Ok(Some("closed without a close frame".into())),
+                Ok(read) => read,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.keep(index, &buffer[..kept]);
+                    return Ok(None);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {
+                    self.keep(index, &buffer[..kept]);
+                    continue;
+                }
+                Err(error) => return Ok(Some(format!("read: {error}"))),
+            };
+            self.book.read(viewer, read);
+            let filled = kept + read;
+            let full = filled == buffer.len();
+            let used = match self.consume(index, &buffer[..filled])? {
+                Ok(used) => used,
+                Err(reason) => return Ok(Some(reason)),
+            };
+            self.keep(index, &buffer[used..filled]);
+            // A short read has emptied the socket (epoll(7)).
+            if !full {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn receive_large(&mut self, index: usize, mut partial: Box<Vec<u8>>) -> Result<Option<String>> {
+        loop {
+            let viewer = &mut self.viewers[index];
+            let Some(stream) = &mut viewer.stream else { return Ok(None) };
+            let start = partial.len();
+            partial.resize(start + READ_BUFFER, 0);
+            let read = match stream.read(&mut partial[start..]) {
+                Ok(0) => return Ok(Some("closed without a close frame".into())),
+                Ok(read) => read,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    partial.truncate(start);
+                    viewer.partial = Some(partial);
+                    return Ok(None);
+                }
+                Err(error) => return Ok(Some(format!("read: {error}"))),
+            };
+            self.book.read(viewer, read);
+            partial.truncate(start + read);
+            let used = match self.consume(index, &partial)? {
+                Ok(used) => used,
+                Err(reason) => return Ok(Some(reason)),
+            };
+            partial.drain(..used);
+            if partial.is_empty() {
+                return self.receive_again(index);
+            }
+        }
+    }
+
+    /// After a large frame: back to the shared buffer on the next readiness, for
+    /// which the socket is read to its end here.
+    fn receive_again(&mut self, index: usize) -> Result<Option<String>> {
+        let mut buffer = vec![0; READ_BUFFER];
+        self.receive_into(index, &mut buffer)
+    }
+
+    fn keep(&mut self, index: usize, rest: &[u8]) {
+        if !rest.is_empty() {
+            self.viewers[index].partial = Some(Box::new(rest.to_vec()));
+        }
+    }
+
+    /// Handles what is whole in `bytes`: how much was used, or why to hang up.
+    fn consume(&mut self, index: usize, bytes: &[u8]) -> Result<Result<usize, String>> {
+        let mut used = 0;
+        if self.viewers[index].phase == Phase::Upgrading {
+            match wsclient::parse_upgrade(bytes) {
+                Upgrade::Partial => return Ok(Ok(0)),
+                Upgrade::Refused(reason) => return Ok(Err(reason)),
+                Upgrade::Agreed { length, compressed } => {
+                    used = length;
+                    self.viewers[index].compressed = compressed;
+                    self.viewers[index].phase = Phase::Joining;
+                    let join = std::mem::take(&mut self.joins[index]);
+                    if let Err(reason) = self.write(index, &join) {
+                        return Ok(Err(reason));
+                    }
+                }
+            }
+        }
+        let now = sys::mono_us();
+        loop {
+            match wsclient::parse(&bytes[used..]) {
+                Parsed::Partial => return Ok(Ok(used)),
+                Parsed::Bad(reason) => return Ok(Err(format!("bad frame: {reason}"))),
+                Parsed::Frame(frame, length) => {
+                    used += length;
+                    if let Err(reason) = self.frame(index, frame, now) {
+                        return Ok(Err(reason));
+                    }
+                }
+            }
+        }
+    }
+
+    fn frame(&mut self, index: usize, frame: wsclient::Frame<'_>, now: u64) -> Result<(), String> {
+        match frame.opcode {
+            wsclient::TEXT if frame.fin => {}
+            wsclient::PING => {
+                let pong = wsclient::client_frame(wsclient::PONG, frame.payload);
+                return self.write(index, &pong);
+            }
+            wsclient::PONG => return Ok(()),
+            wsclient::CLOSE => return Err(close_reason(frame.payload)),
+            opcode => return Err(format!("frame with opcode {opcode}, fin {}", frame.fin)),
+        }
+        let viewer = &mut self.viewers[index];
+        if frame.rsv1 && !viewer.compressed {
+            return Err("compressed without agreement".into());
+        }
+        match self.book.message(viewer, frame.payload, frame.rsv1, now) {
+            Answer::None => Ok(()),
+            Answer::Joined => {
+                self.live(index);
+                Ok(())
+            }
+            Answer::Pong => {
+                let pong = std::mem::take(&mut self.pong);
+                let written = self.write(index, &pong);
+                self.pong = pong;
+                written
+            }
+            Answer::Refused(reason) if viewer.phase == Phase::Live => {
+                self.book.fail(reason);
+                Ok(())
+            }
+            Answer::Refused(reason) => Err(reason),
+        }
+    }
+
+    fn write(&mut self, index: usize, bytes: &[u8]) -> Result<(), String> {
+        let Some(stream) = &mut self.viewers[index].stream else { return Ok(()) };
+        match stream.write(bytes) {
+            Ok(n) if n == bytes.len() => Ok(()),
+            Ok(_) => Err("short write".into()),
+            Err(error) => Err(format!("write: {error}")),
+        }
+    }
+}
+
+fn close_reason(payload: &[u8]) -> String {
+    match payload {
+        [a, b, text @ ..] => {
+            let code = u16::from_be_bytes([*a, *b]);
+            format!("close {code} {}", String::from_utf8_lossy(text))
+        }
+        _ => "close without a code".into(),
+    }
+}
+
+/// Source addresses and ports, handed out one after the other.
+struct Ports {
+    net: [u8; 2],
+    address: u8,
+    port: u16,
+}
+
+impl Ports {
+    fn new(net: [u8; 2]) -> Self {
+        Self { net, address: 1, port: 0 }
+    }
+
+    /// Binds to the next pair that is free.
+    fn bind(&mut self, socket: &Socket) -> Result<()> {
+        // Others' connections of a minute ago do not matter: their server's
+        // port was another.
+        socket.set_reuse_address(true)?;
+        for _ in 0..PORTS_PER_ADDRESS {
+            if self.port == PORTS_PER_ADDRESS {
+                self.port = 0;
+                self.address = self.address.checked_add(1).context("out of source addresses")?;
+            }
+            let address = Ipv4Addr::new(127, self.net[0], self.net[1], self.address);
+            let source = SocketAddrV4::new(address, FIRST_PORT + self.port);
+            self.port += 1;
+            match socket.bind(&SocketAddr::V4(source).into()) {
+                Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+                other => return other.with_context(|| format!("bind {source}")),
+            }
+        }
+        bail!("no free port on a source address")
+    }
+}

@@ -1,0 +1,156 @@
+//! The operators' port: metrics, health and readiness.
+//!
+//! `/healthz` says the process lives. `/readyz` says every shard answers and
+//! the server is not leaving: a shard that does not answer within
+//! [`ANSWER_WITHIN`] is stuck or overloaded, and a load balancer should know.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::{CONTENT_TYPE, HeaderValue};
+use axum::http::{Response, StatusCode};
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tracing::warn;
+
+use crate::engine::ids::ShardId;
+use crate::ingress::answer::json;
+use crate::ingress::stats::EdgeStats;
+use crate::shard::peers::{LocalShards, Message, Path as _};
+use crate::shard::stats::ShardStats;
+use crate::telemetry::{CONTENT_TYPE as METRICS_TYPE, Process, Scrape, render};
+
+/// A shard that takes longer than this is not ready.
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// Clock ticks in a second, as /proc counts CPU time: fixed on Linux.
+const TICKS: f64 = 100.0;
+
+/// Sees all shards.
+pub struct Observer {
+    shards: Arc<LocalShards>,
+    edges: Vec<Arc<EdgeStats>>,
+    leaving: AtomicBool,
+}
+
+impl Observer {
+    /// Of these shards.
+    #[must_use]
+    pub fn new(shards: Arc<LocalShards>, edges: Vec<Arc<EdgeStats>>) -> Self {
+        Self { shards, edges, leaving: AtomicBool::new(false) }
+    }
+
+    /// From now on the server is not ready.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    async fn collect(&self) -> Vec<Option<ShardStats>> {
+        let asked: Vec<_> = (0..self.shards.count())
+            .map(|index| {
+                let (reply, answer) = oneshot::channel();
+                self.shards.send(ShardId(index as u16), Message::Stats(reply));
+                answer
+            })
+            .collect();
+        let deadline = tokio::time::Instant::now() + ANSWER_WITHIN;
+        let mut stats = Vec::new();
+        for answer in asked {
+            let answer = tokio::time::timeout_at(deadline, answer).await;
+            stats.push(answer.ok().and_then(Result::ok));
+        }
+        stats
+    }
+}
+
+/// Serves the operators until the task is aborted.
+pub async fn serve(listener: TcpListener, observer: Arc<Observer>) {
+    let router = Router::new()
+        .route("/", get(index))
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .with_state(observer);
+    if let Err(error) = axum::serve(listener, router).await {
+        warn!(%error, "the operators' port is closed");
+    }
+}
+
+async fn index() -> &'static str {
+    "tidegate: operators' port\n\n/metrics  Prometheus\n/healthz  the process lives\n/readyz   it takes traffic\n"
+}
+
+async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+async fn readyz(State(observer): State<Arc<Observer>>) -> Response<Body> {
+    let stats = observer.collect().await;
+    let silent = stats.iter().enumerate().filter(|(_, s)| s.is_none()).map(|(i, _)| i.to_string());
+    let silent: Vec<String> = silent.collect();
+    let leaving = observer.leaving.load(Ordering::Relaxed);
+    let ready = silent.is_empty() && !leaving;
+    let body = format!(
+        "{{\"ready\":{ready},\"draining\":{leaving},\"silent_shards\":[{}]}}\n",
+        silent.join(",")
+    );
+    json(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body.into())
+}
+
+async fn metrics(State(observer): State<Arc<Observer>>) -> Response<Body> {
+    let stats = observer.collect().await;
+    let leaving = observer.leaving.load(Ordering::Relaxed);
+    let ready = !leaving && stats.iter().all(Option::is_some);
+    let shards: Vec<ShardStats> = stats.into_iter().map(Option::unwrap_or_default).collect();
+    let edges: Vec<&EdgeStats> = observer.edges.iter().map(AsRef::as_ref).collect();
+    let queued: Vec<usize> = (0..shards.len()).map(|i| observer.shards.queued(i)).collect();
+    let scrape = Scrape {
+        shards: &shards,
+        edges: &edges,
+        queued: &queued,
+        ready,
+        draining: leaving,
+        process: read_process().unwrap_or_default(),
+    };
+    let mut response = Response::new(Body::from(render(&scrape)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(METRICS_TYPE));
+    response
+}
+
+/// From /proc; `None` where that is not Linux's.
+fn read_process() -> Option<Process> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The second field is the name in parentheses, and may hold anything.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3)?.parse::<f64>().ok();
+    let boot = std::fs::read_to_string("/proc/stat").ok()?;
+    let boot = boot.lines().find_map(|line| line.strip_prefix("btime "))?.parse::<f64>().ok()?;
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    let page = rustix::param::page_size() as f64;
+    Some(Process {
+        resident_bytes: (field(24)? * page) as u64,
+        cpu_seconds: (field(14)? + field(15)?) / TICKS,
+        open_fds: std::fs::read_dir("/proc/self/fd").ok()?.count() as u64,
+        max_fds: files.split_whitespace().next()?.parse().unwrap_or(u64::MAX),
+        start_seconds: boot + field(22)? / TICKS,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_tells_what_the_process_uses() {
+        let process = read_process().expect("Linux");
+        assert!(process.resident_bytes > 1 << 20);
+        assert!(process.open_fds >= 3 && process.max_fds > process.open_fds);
+        assert!(process.start_seconds > 1.7e9, "{process:?}");
+    }
+}

@@ -1,0 +1,413 @@
+//! Configuration: every field with its meaning, unit and default, and what it
+//! costs where that matters.
+//!
+//! Values come from three layers, the later over the earlier: the defaults
+//! beside the fields here, one TOML file, and environment variables
+//! `TIDEGATE__SECTION__FIELD`. What is unknown, mistyped, out of range or
+//! contradictory is refused before any port is bound, and every mistake is named
+//! at once, because fixing a configuration one restart at a time is slow.
+//!
+//! [`Config::load`] does it all; `config/tidegate.toml` shows every field.
+
+mod de;
+mod env;
+mod error;
+mod keys;
+mod kinds;
+mod load;
+mod tree;
+mod validate;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::kind::Kinds;
+use crate::engine::settings::RoomSettings;
+
+pub use error::{ConfigError, ConfigErrors};
+pub use keys::{KeyMaterial, load as load_keys};
+pub use kinds::{KindConfig, LaneName, MergeKeyName, MergeName};
+pub use load::{ConfigOrigin, Loaded};
+
+/// Longest event id, in bytes. Fixed: ids are part of the interface.
+pub const MAX_ID_BYTES: usize = 128;
+/// Longest merge key, in bytes. Fixed: keys are part of the interface.
+pub const MAX_KEY_BYTES: usize = 128;
+/// Longest user name, in bytes. Fixed: users are part of the interface.
+pub const MAX_USER_BYTES: usize = 128;
+/// Longest kind name, in bytes.
+pub const MAX_KIND_BYTES: usize = 64;
+
+/// Declares a section with each default beside its field, so that the two cannot
+/// drift apart.
+macro_rules! section {
+    ($(#[$meta:meta])* pub struct $name:ident {
+        $($(#[$field_meta:meta])* pub $field:ident: $type:ty = $default:expr,)*
+    }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name { $($(#[$field_meta])* pub $field: $type,)* }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+    };
+}
+use section;
+
+section! {
+/// The whole configuration.
+pub struct Config {
+    /// Whether the built-in kinds exist. `true`: `[kinds]` changes and adds to
+    /// them; `false`: only the kinds of `[kinds]` exist.
+    pub default_kinds: bool = true,
+    /// Listeners, threads and the end of the process.
+    pub server: Server = Server::default(),
+    /// What one viewer connection may do.
+    pub websocket: WebSocket = WebSocket::default(),
+    /// Limits of every room.
+    pub rooms: Rooms = Rooms::default(),
+    /// What happens to a viewer that reads more slowly than its rooms write.
+    pub delivery: Delivery = Delivery::default(),
+    /// What publishers may send.
+    pub ingress: Ingress = Ingress::default(),
+    /// Who may join, publish and operate.
+    pub auth: Auth = Auth::default(),
+    /// What the process writes about itself.
+    pub log: Log = Log::default(),
+    /// Every kind of event by name. After loading it holds the built-in kinds too
+    /// (unless `default_kinds` is off).
+    pub kinds: BTreeMap<String, KindConfig> = kinds::built_in(),
+    /// The rules of any name that is not in `[kinds]`.
+    pub unknown_kind: KindConfig = KindConfig::default(),
+}
+}
+
+section! {
+/// `[server]`: listeners, threads and the end of the process.
+pub struct Server {
+    /// Where viewers and publishers connect (HTTP and WebSocket). Default
+    /// `127.0.0.1:7400`. Beyond loopback only with keys in `[auth]`. Port 0 lets
+    /// the system choose.
+    pub listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7400)),
+    /// Where operators connect: metrics, health, console. Default
+    /// `127.0.0.1:7401`. Beyond loopback only with keys in `[auth]`.
+    pub admin_listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7401)),
+    /// Shards, each one thread with its own viewers and rooms. Default 0: one per
+    /// core the process may use.
+    pub shards: u16 = 0,
+    /// Give every shard thread its own table of file descriptors, so that the
+    /// per-process limit (`ulimit -n`) holds per shard. Default `false`.
+    pub separate_descriptors: bool = false,
+    /// Viewer connections per shard; one more is refused. An idle one costs about
+    /// 1 KiB with its kernel socket not counted. Default 0: as many as the
+    /// descriptor limit allows.
+    pub max_connections: usize = 0,
+    /// Milliseconds between the signal to stop and the end, however many viewers
+    /// are still there. Default 10 s.
+    pub drain_timeout_ms: u64 = 10_000,
+    /// Milliseconds over which the reconnects of drained viewers are spread, so
+    /// that they do not arrive elsewhere at once. Default 5 s.
+    pub reconnect_spread_ms: u64 = 5_000,
+    /// Whether the demo page and its demo room are served. Absent: exactly when
+    /// no configuration file was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub demo: Option<bool> = None,
+}
+}
+
+section! {
+/// `[websocket]`: what one viewer connection may do.
+pub struct WebSocket {
+    /// Milliseconds from accept to the end of the upgrade request. Default 10 s.
+    pub handshake_timeout_ms: u64 = 10_000,
+    /// Handshakes in progress per shard; further ones wait in the listen queue.
+    /// Each holds up to `max_header_bytes`. Default 1024.
+    pub max_handshakes: usize = 1_024,
+    /// Bytes of an upgrade request. Default 16 KiB.
+    pub max_header_bytes: usize = 16_384,
+    /// Bytes of one message from a viewer, fragments together. Default 16 KiB.
+    pub max_message_bytes: usize = 16_384,
+    /// Milliseconds from the upgrade to the first accepted `join`. Default 10 s.
+    pub join_timeout_ms: u64 = 10_000,
+    /// Milliseconds between two pings to a viewer. Default 25 s, below the 30 to
+    /// 60 s after which mobile networks forget a silent connection.
+    pub ping_interval_ms: u64 = 25_000,
+    /// Milliseconds a viewer has to answer a ping. Default 10 s.
+    pub pong_timeout_ms: u64 = 10_000,
+    /// Web origins that may connect, like `https://live.example`. Default none:
+    /// pages of the same host, and clients that send no `Origin`. `"*"`: any.
+    pub allowed_origins: Vec<String> = Vec::new(),
+    /// Rooms that one connection may be in at once. Default 8.
+    pub max_rooms_per_connection: usize = 8,
+    /// Messages per second that one viewer may send, on average. Default 20.
+    pub messages_per_second: u32 = 20,
+    /// Messages that one viewer may send at once after a silence. Default 40.
+    pub message_burst: u32 = 40,
+    /// Offer permessage-deflate. A frame is compressed once per room, whatever
+    /// the number of viewers. Default `true`.
+    pub compression: bool = true,
+    /// Messages shorter than this, in bytes, are sent as they are. Default 256:
+    /// below it headers eat what deflate saves.
+    pub compression_min_bytes: usize = 256,
+    /// Deflate level, 1 (fast) to 9 (small). Default 3.
+    pub compression_level: u8 = 3,
+}
+}
+
+section! {
+/// `[rooms]`: limits of every room. A shard holds at most `max_rooms` times what
+/// buffers, history and remembered ids of one room may take (about 6 MiB with the
+/// defaults, in a room that fills everything; an idle room costs a few KiB).
+pub struct Rooms {
+    /// Milliseconds that an event waits for company at most. Default 1 s.
+    pub flush_interval_ms: u64 = 1_000,
+    /// Pending events that flush earlier. Default 200.
+    pub flush_events: usize = 200,
+    /// Pending bytes that flush earlier. Default 64 KiB.
+    pub flush_bytes: usize = 65_536,
+    /// With fewer viewers than this every event flushes at once, since merging
+    /// saves little. Default 200; 0 never.
+    pub small_room_viewers: u32 = 200,
+    /// Ordered events in one frame at most. Default 200.
+    pub frame_events: usize = 200,
+    /// Bytes of ordered events in one frame at most. Default 128 KiB.
+    pub frame_bytes: usize = 131_072,
+    /// Percent of both that only tiers up to `reserved_tier` may use. Default 25.
+    pub reserved_percent: u8 = 25,
+    /// Least important tier that may use the reserved share. Default 2.
+    pub reserved_tier: u8 = 2,
+    /// Pending events kept while the last frame is still going out. Default 2000.
+    pub buffer_events: usize = 2_000,
+    /// Pending bytes kept while the last frame is still going out; beyond it
+    /// important events are refused, not dropped. Default 1 MiB.
+    pub buffer_bytes: usize = 1_048_576,
+    /// Sequenced events kept for readers and returning viewers. Default 1000;
+    /// 0 keeps none.
+    pub history_events: usize = 1_000,
+    /// Bytes of them. Default 1 MiB.
+    pub history_bytes: usize = 1_048_576,
+    /// Important events kept beside them. Default 1000; 0 keeps none.
+    pub history_important: usize = 1_000,
+    /// Bytes of them. Default 1 MiB.
+    pub history_important_bytes: usize = 1_048_576,
+    /// Ids of sequenced events remembered, to recognise a repetition. About 100
+    /// bytes each. Default 10000.
+    pub dedupe_sequenced: usize = 10_000,
+    /// Ids of sampled events remembered, to recognise a repetition. About 100
+    /// bytes each. Default 4096.
+    pub dedupe_sampled: usize = 4_096,
+    /// Keys of `sum` and `latest` kinds, per kind. Default 1024.
+    pub max_keys: usize = 1_024,
+    /// Bytes of the totals and state of those keys, all kinds of a room together;
+    /// beyond it a new key is refused. Default 1 MiB.
+    pub state_bytes: usize = 1_048_576,
+    /// Milliseconds at least between two frames that only tell the number of
+    /// viewers. Default 5 s; 0: never such a frame.
+    pub online_interval_ms: u64 = 5_000,
+    /// Rooms per shard; joining or publishing to one more is refused. Default
+    /// 100000.
+    pub max_rooms: usize = 100_000,
+    /// Milliseconds without viewers and events after which a room is forgotten.
+    /// Default 10 min.
+    pub idle_ms: u64 = 600_000,
+}
+}
+
+section! {
+/// `[delivery]`: what happens to a viewer that reads more slowly than its rooms
+/// write.
+pub struct Delivery {
+    /// Frames that wait for one viewer at most; beyond it the viewer skips ahead
+    /// and is told what it lost. Default 64.
+    pub backlog_frames: usize = 64,
+    /// Bytes of them. Frames are shared by all who wait for them, so this bounds
+    /// what a viewer is behind, not memory per viewer. Default 256 KiB.
+    pub backlog_bytes: usize = 262_144,
+    /// Milliseconds without a byte taken after which a viewer with a backlog is
+    /// closed. Default 10 s.
+    pub drain_timeout_ms: u64 = 10_000,
+    /// Microseconds that the fan-out of one room may run before others get their
+    /// turn. Default 2 ms: the delay that a giant room may add to small ones.
+    pub slice_us: u64 = 2_000,
+}
+}
+
+section! {
+/// `[ingress]`: what publishers may send.
+pub struct Ingress {
+    /// Bytes of one request body. Default 1 MiB.
+    pub max_body_bytes: usize = 1_048_576,
+    /// Events of one request. Default 1000.
+    pub max_events_per_request: usize = 1_000,
+    /// Events waiting for their room, per home shard; beyond it the least
+    /// important are refused. Up to the size of an event each. Default 65536.
+    pub mailbox_events: usize = 65_536,
+    /// Milliseconds until a request without an answer is given up. Default 10 s.
+    pub request_timeout_ms: u64 = 10_000,
+    /// Events in one answer about the past. Default 1000.
+    pub max_history_events: usize = 1_000,
+}
+}
+
+section! {
+/// `[auth]`: who may join, publish and operate. Without any key the server makes
+/// one for development at every start, and listens on loopback only.
+pub struct Auth {
+    /// Shared secrets: `[[auth.keys]]`. Default none.
+    pub keys: Vec<KeyConfig> = Vec::new(),
+    /// A JSON Web Key Set with public keys (RS256, ES256, EdDSA). Read once at
+    /// start; relative to the working directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jwks_file: Option<PathBuf> = None,
+    /// The `aud` that tokens must name. Absent: tokens must not name any, since
+    /// one that does was meant for somebody else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audience: Option<String> = None,
+    /// The `iss` that tokens must carry. Absent: any or none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String> = None,
+    /// Seconds by which the clocks of issuer and server may differ. Default 30.
+    pub leeway_s: u64 = 30,
+    /// Bytes of a token; a longer one is refused unread. Default 4096.
+    pub max_token_bytes: usize = 4_096,
+}
+}
+
+section! {
+/// One of `[[auth.keys]]`: a secret shared with whoever issues tokens.
+pub struct KeyConfig {
+    /// The `kid` by which tokens name it. Required, unique.
+    pub id: String = String::new(),
+    /// The only algorithm it is used with. Default `HS256`.
+    pub algorithm: KeyAlgorithm = KeyAlgorithm::Hs256,
+    /// The secret itself, its UTF-8 bytes, at least 32. Either this or
+    /// `secret_file`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Secret> = None,
+    /// A file that holds the secret; line ends at its end do not count.
+    /// Relative to the working directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_file: Option<PathBuf> = None,
+}
+}
+
+section! {
+/// `[log]`: what the process writes about itself, to standard error.
+pub struct Log {
+    /// Which messages, in the language of `tracing`: `info`,
+    /// `warn,tidegate::auth=debug`. Default `info`.
+    pub filter: String = "info".to_owned(),
+    /// How they look. Default `text`.
+    pub format: LogFormat = LogFormat::Text,
+}
+}
+
+/// Algorithms of shared secrets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeyAlgorithm {
+    /// HMAC with SHA-256.
+    #[serde(rename = "HS256")]
+    Hs256,
+}
+
+/// Looks of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line, for machines.
+    Json,
+}
+
+/// A secret that is neither printed nor serialised.
+#[derive(Clone, PartialEq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps `secret`.
+    #[must_use]
+    pub fn new(secret: impl Into<String>) -> Self {
+        Self(secret.into())
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("[secret]")
+    }
+}
+
+impl Config {
+    /// The limits of a room as the engine takes them.
+    #[must_use]
+    pub fn room_settings(&self) -> RoomSettings {
+        let rooms = &self.rooms;
+        RoomSettings {
+            flush_interval: Duration::from_millis(rooms.flush_interval_ms),
+            flush_events: rooms.flush_events,
+            flush_bytes: rooms.flush_bytes,
+            small_room_viewers: rooms.small_room_viewers,
+            frame_events: rooms.frame_events,
+            frame_bytes: rooms.frame_bytes,
+            reserved_percent: rooms.reserved_percent,
+            reserved_tier: rooms.reserved_tier,
+            buffer_events: rooms.buffer_events,
+            buffer_bytes: rooms.buffer_bytes,
+            history_events: rooms.history_events,
+            history_bytes: rooms.history_bytes,
+            history_important: rooms.history_important,
+            history_important_bytes: rooms.history_important_bytes,
+            dedupe_sequenced: rooms.dedupe_sequenced,
+            dedupe_sampled: rooms.dedupe_sampled,
+            max_keys: rooms.max_keys,
+            state_bytes: rooms.state_bytes,
+            online_interval: Duration::from_millis(rooms.online_interval_ms),
+        }
+    }
+
+    /// The kinds as the engine takes them.
+    #[must_use]
+    pub fn kinds(&self) -> Kinds {
+        let configured = self.kinds.iter().map(|(name, kind)| kind.to_kind(name));
+        Kinds::new(configured, self.unknown_kind.to_kind(""))
+    }
+
+    /// Whether the demo page is served: as configured, otherwise exactly when no
+    /// file was given.
+    #[must_use]
+    pub fn demo(&self, origin: &ConfigOrigin) -> bool {
+        self.server.demo.unwrap_or(origin.file.is_none())
+    }
+}
+
+impl Auth {
+    /// Whether no key is configured, so that the server makes one for
+    /// development.
+    #[must_use]
+    pub fn needs_dev_key(&self) -> bool {
+        self.keys.is_empty() && self.jwks_file.is_none()
+    }
+}

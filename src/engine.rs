@@ -1,0 +1,36 @@
+//! The core: state machines that read no clock, no socket, no randomness of
+//! their own and no async runtime. `now` and seeds come in, effects go out as
+//! data, so a simulation can run rooms, viewers, stalls and bursts under
+//! virtual time and a seed replays a failure.
+//!
+//! In the order in which an event walks: [`draft`] checks what somebody wrote,
+//! [`event`] and [`kind`] say what it is,
+//! [`room`] numbers it and answers with an [`outcome`], having asked `dedupe`
+//! whether it knows the id; [`merge`] makes many into few; `pending`
+//! holds the rest until `schedule` says that a flush is due, and gives way by
+//! [`level`]; `budget` trims the frame and `drops` names what went; [`history`]
+//! remembers what travelled, [`delivery`] carries the frame for one viewer that
+//! cannot keep up. [`stats`] counts all of it in plain structs.
+
+pub mod event;
+pub mod ids;
+pub mod kind;
+pub mod settings;
+pub mod time;
+
+mod budget;
+mod dedupe;
+pub mod delivery;
+pub mod draft;
+mod drops;
+pub mod history;
+pub mod level;
+pub mod merge;
+pub mod outcome;
+mod pending;
+pub mod room;
+mod schedule;
+pub mod stats;
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,48 @@
+//! Limits of a room, as the engine needs them. `config` documents and checks them.
+
+use std::time::Duration;
+
+/// Limits of one room. Every field has its default in `config::Rooms`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoomSettings {
+    /// Longest time an event waits for company before the room flushes.
+    pub flush_interval: Duration,
+    /// Pending events that flush earlier.
+    pub flush_events: usize,
+    /// Pending bytes that flush earlier.
+    pub flush_bytes: usize,
+    /// With fewer viewers than this every event flushes at once.
+    pub small_room_viewers: u32,
+    /// Ordered events that one frame carries at most.
+    pub frame_events: usize,
+    /// Bytes of ordered events that one frame carries at most.
+    pub frame_bytes: usize,
+    /// Share of both, in percent, that only tiers up to `reserved_tier` may use.
+    pub reserved_percent: u8,
+    /// Least important tier that may use the reserved share.
+    pub reserved_tier: u8,
+    /// Pending events kept while the last frame is still going out.
+    pub buffer_events: usize,
+    /// Pending bytes kept while the last frame is still going out; important
+    /// events are refused, not dropped, beyond it.
+    pub buffer_bytes: usize,
+    /// Sequenced events remembered for readers.
+    pub history_events: usize,
+    /// Bytes of sequenced events remembered for readers.
+    pub history_bytes: usize,
+    /// Important events remembered beside them.
+    pub history_important: usize,
+    /// Bytes of important events remembered beside them.
+    pub history_important_bytes: usize,
+    /// Ids of sequenced events remembered to recognise a repetition.
+    pub dedupe_sequenced: usize,
+    /// Ids of sampled events remembered to recognise a repetition.
+    pub dedupe_sampled: usize,
+    /// Keys of `sum` totals, and of `latest` state, per room and kind.
+    pub max_keys: usize,
+    /// Bytes of totals and state, all kinds of the room together.
+    pub state_bytes: usize,
+    /// How often at most a change of the viewer count alone makes a frame;
+    /// zero: never.
+    pub online_interval: Duration,
+}

@@ -1,0 +1,5 @@
+//! How events come in from upstream services, and how rooms are read: by HTTP.
+
+pub mod answer;
+pub mod http;
+pub mod stats;

@@ -1,0 +1,68 @@
+//! Counters of what happens before a shard is involved. One set per shard
+//! thread, so that the atomics are shared with nobody but a scrape.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Routes, as metrics name them.
+pub const ROUTES: [&str; 7] = ["events_post", "events_get", "room", "openapi", "demo", "ws", "other"];
+
+/// HTTP status classes, as metrics name them.
+pub const STATUSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
+
+/// Outcomes of a WebSocket handshake, as metrics name them.
+pub const HANDSHAKES: [&str; 6] =
+    ["accepted", "bad_handshake", "foreign_origin", "no_subprotocol", "timeout", "aborted"];
+
+/// Why an event was refused before it reached a room.
+pub const REFUSALS: [&str; 8] = [
+    "bad_id",
+    "bad_kind",
+    "bad_user",
+    "bad_key",
+    "bad_amount",
+    "forbidden_kind",
+    "bad_payload",
+    "busy",
+];
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub struct EdgeStats {
+    /// Sockets taken from the listener.
+    pub accepted: AtomicU64,
+    /// Sockets turned away at the connection limit.
+    pub turned_away: AtomicU64,
+    /// Connections whose first request has not come.
+    pub handshaking: AtomicU64,
+    /// By [`HANDSHAKES`].
+    pub handshakes: [AtomicU64; HANDSHAKES.len()],
+    /// By [`ROUTES`] and [`STATUSES`].
+    pub requests: [[AtomicU64; STATUSES.len()]; ROUTES.len()],
+    /// By [`REFUSALS`].
+    pub refused: [AtomicU64; REFUSALS.len()],
+}
+
+impl EdgeStats {
+    /// Counts an answered request.
+    pub fn request(&self, route: &str, status: u16) {
+        let route = position(&ROUTES, route);
+        let class = usize::from(status / 100).clamp(2, 5) - 2;
+        self.requests[route][class].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a handshake.
+    pub fn handshake(&self, outcome: &str) {
+        self.handshakes[position(&HANDSHAKES, outcome)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a refused event.
+    pub fn refuse(&self, code: &str) {
+        self.refused[position(&REFUSALS, code)].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn position(names: &[&str], name: &str) -> usize {
+    let found = names.iter().position(|known| *known == name);
+    debug_assert!(found.is_some(), "{name} has no counter");
+    found.unwrap_or(names.len() - 1)
+}

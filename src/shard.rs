@@ -1,0 +1,475 @@
+//! One shard: its viewers, its share of every room that they watch, and the
+//! rooms whose home it is. It belongs to one thread, takes no lock, and knows
+//! no transport: transports read, decode and call it; it writes encoded bytes
+//! to sockets.
+//!
+//! Whoever drives it (see `worker`) calls, in turns: [`Shard::handle`] for
+//! every message of its mailbox; the viewer calls ([`open`](Shard::open),
+//! [`join`](Shard::join), …) for what transports read; [`Shard::tick`] when
+//! [`next_deadline`](Shard::next_deadline) has come; [`Shard::work`] for one
+//! slice of fan-out while [`has_work`](Shard::has_work).
+
+pub mod connection;
+pub mod fanout;
+pub mod home;
+pub mod peers;
+pub mod room;
+pub mod stats;
+mod viewer;
+pub mod wheel;
+
+pub use self::viewer::{JoinError, Speech};
+
+use std::collections::HashMap;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use self::connection::{Connections, LINGER, ViewerKey, farewell};
+use self::fanout::{Fanout, Finished};
+use self::home::{HomeSettings, Homes};
+use self::peers::{Asker, Events, LocalShards, Message, Path as _, Placement as _};
+use self::room::{BACKLOGGED, LocalRoom};
+use self::stats::ShardStats;
+use self::wheel::Wheel;
+use crate::clock::Clock;
+use crate::engine::delivery::Limits;
+use crate::engine::ids::{RoomId, ShardId};
+use crate::engine::time::Time;
+use crate::wire::Format;
+use crate::wire::close::CloseReason;
+use crate::wire::message::ServerMessage;
+use crate::wire::shared::{SharedFrame, message};
+
+/// Viewers sent away between two looks at the mailbox, in a drain.
+const GOODBYES: usize = 512;
+
+/// Limits and rhythm of one shard.
+#[derive(Debug, Clone)]
+pub struct ShardSettings {
+    /// Of the rooms with their home here.
+    pub homes: HomeSettings,
+    /// Of one viewer's backlog.
+    pub backlog: Limits,
+    /// A backlog that does not drain within this ends its viewer.
+    pub backlog_timeout: Duration,
+    /// Length of a fan-out slice.
+    pub slice: Duration,
+    /// Rooms one connection may be in.
+    pub max_rooms_per_connection: usize,
+    /// Messages a connection may send per second, on average.
+    pub messages_per_second: u32,
+    /// Messages it may send at once after a silence.
+    pub message_burst: u32,
+    /// It must have joined something within this.
+    pub join_timeout: Duration,
+    /// Silence towards a viewer that makes the server ping.
+    pub ping_interval: Duration,
+    /// A ping must be answered within this.
+    pub pong_timeout: Duration,
+    /// In a drain, viewers come back at random moments within this.
+    pub reconnect_spread: Duration,
+    /// Seeds reconnect delays and session names.
+    pub seed: u64,
+}
+
+/// See the module's documentation.
+pub struct Shard {
+    id: ShardId,
+    settings: ShardSettings,
+    clock: Clock,
+    peers: Arc<LocalShards>,
+    /// Public to transports, which read its sockets.
+    pub viewers: Connections,
+    rooms: Vec<Option<Box<LocalRoom>>>,
+    free_rooms: Vec<u32>,
+    by_name: HashMap<RoomId, u32>,
+    dirty_rooms: Vec<u32>,
+    homes: Homes,
+    fanout: Fanout,
+    finished: Finished,
+    wheel: Wheel,
+    fired: Vec<(ViewerKey, u32)>,
+    drain: Option<Drain>,
+    draws: u64,
+    /// What it did. Gauges are filled in when asked for.
+    pub stats: ShardStats,
+}
+
+/// The stages of leaving.
+struct Drain {
+    done: Option<oneshot::Sender<()>>,
+    /// Viewers still to be sent away; filled once the rooms are flushed.
+    leaving: Option<Vec<ViewerKey>>,
+}
+
+impl Shard {
+    /// An empty shard.
+    #[must_use]
+    pub fn new(
+        id: ShardId,
+        settings: ShardSettings,
+        clock: Clock,
+        peers: Arc<LocalShards>,
+    ) -> Self {
+        let now = clock.now();
+        Self {
+            id,
+            viewers: Connections::new(settings.backlog, now),
+            homes: Homes::new(settings.homes.clone(), now),
+            draws: settings.seed,
+            settings,
+            clock,
+            peers,
+            rooms: Vec::new(),
+            free_rooms: Vec::new(),
+            by_name: HashMap::new(),
+            dirty_rooms: Vec::new(),
+            fanout: Fanout::default(),
+            finished: Finished::new(),
+            wheel: Wheel::default(),
+            fired: Vec::new(),
+            drain: None,
+            stats: ShardStats::default(),
+        }
+    }
+
+    /// Which shard it is.
+    #[must_use]
+    pub fn id(&self) -> ShardId {
+        self.id
+    }
+
+    /// Whether it is sending everyone away.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.drain.is_some()
+    }
+
+    /// Whether a drain has sent everyone away.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.drain.as_ref().is_some_and(|drain| drain.done.is_none())
+    }
+
+    /// Takes over a connected, non-blocking socket.
+    pub fn open(&mut self, stream: TcpStream, format: Format) -> ViewerKey {
+        let now = self.clock.now();
+        let key = self.viewers.open(stream, format, self.settings.message_burst, now);
+        self.schedule(key, self.settings.join_timeout);
+        key
+    }
+
+    /// The first message to a viewer; the only one but `goaway` in a drain.
+    pub fn welcome(&mut self, key: ViewerKey) {
+        let draw = self.draw() >> 32;
+        let session = format!("{:x}-{:x}-{draw:x}", self.id.0, key.index);
+        let ping_interval_ms = self.settings.ping_interval.as_millis() as u64;
+        self.reply(key, &ServerMessage::Welcome { session: &session, ping_interval_ms });
+        if self.is_draining() {
+            self.dismiss(key);
+        }
+    }
+
+    /// One message of the mailbox.
+    pub fn handle(&mut self, message: Message) {
+        let now = self.clock.now();
+        let peers = Arc::clone(&self.peers);
+        let path = peers.as_ref();
+        match message {
+            Message::Publish { room, events, origin } => {
+                self.homes.publish(&room, events, origin, path, now);
+            }
+            Message::Subscribe { room, shard, formats } => {
+                self.homes.subscribe(&room, shard, formats, path, now);
+            }
+            Message::Presence { room, shard, viewers, formats } => {
+                self.homes.presence(&room, shard, viewers, formats, now);
+            }
+            Message::FrameOut { room } => self.homes.frame_out(&room, now),
+            Message::Pull { room, from, to, viewer } => {
+                self.homes.pull(&room, from, to, viewer, path, now);
+            }
+            // Whoever asked may have given up; then nobody hears the answer.
+            Message::ReadRoom { room, reply } => {
+                let _ = reply.send(self.homes.read_room(&room, now));
+            }
+            Message::ReadEvents { room, after, limit, reply } => {
+                let events: Option<Events> = self.homes.read_events(&room, after, limit);
+                let _ = reply.send(events);
+            }
+            Message::Snapshot(snapshot) => self.complete_joins(&snapshot, now),
+            Message::SubscribeRefused { room, code } => self.refuse_joins(&room, code),
+            Message::Frame(frame) => self.begin_frame(frame, now),
+            Message::Direct { viewer, bytes } => self.send(viewer, bytes),
+            Message::Stats(reply) => {
+                self.count_gauges();
+                let _ = reply.send(self.stats.clone());
+            }
+            Message::Drain(done) => self.begin_drain(done, now),
+        }
+    }
+
+    /// When [`tick`](Self::tick) wants to be called at the latest.
+    #[must_use]
+    pub fn next_deadline(&self, started: Time) -> Time {
+        let second = started + Duration::from_secs(u64::from(self.wheel.next_second()));
+        self.homes.next_deadline().min(second)
+    }
+
+    /// Flushes due rooms, checks viewers whose time has come, tidies up.
+    pub fn tick(&mut self) {
+        let now = self.clock.now();
+        let peers = Arc::clone(&self.peers);
+        self.homes.tick(peers.as_ref(), &mut self.stats, now);
+        let second = self.viewers.second(now);
+        if second >= self.wheel.next_second() {
+            let mut fired = std::mem::take(&mut self.fired);
+            self.wheel.advance(second, &mut fired);
+            for (key, due) in fired.drain(..) {
+                self.check_viewer(key, due, now);
+            }
+            self.fired = fired;
+        }
+        self.settle(now);
+        self.step_drain(now);
+    }
+
+    /// Whether [`work`](Self::work) has anything to do.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        !self.fanout.is_idle()
+    }
+
+    /// One slice of fan-out.
+    pub fn work(&mut self) {
+        self.settle(self.clock.now());
+        let mut finished = std::mem::take(&mut self.finished);
+        self.fanout.slice(
+            &mut self.rooms,
+            &mut self.viewers,
+            &mut self.stats,
+            self.clock,
+            self.settings.slice,
+            &mut finished,
+        );
+        let now = self.clock.now();
+        for index in finished.drain(..) {
+            self.frame_done(index, now);
+        }
+        self.finished = finished;
+        self.settle(now);
+    }
+
+    /// Bytes for one viewer.
+    pub fn send(&mut self, key: ViewerKey, bytes: Bytes) {
+        let now = self.clock.now();
+        self.viewers.send(key, bytes, &mut self.stats, now);
+    }
+
+    /// A message for one viewer, in its format.
+    pub fn reply(&mut self, key: ViewerKey, reply: &ServerMessage<'_>) {
+        let Some(row) = self.viewers.get(key) else { return };
+        let bytes = message(row.format, reply);
+        self.send(key, bytes);
+    }
+
+    /// The socket takes bytes again.
+    pub fn writable(&mut self, key: ViewerKey) {
+        self.viewers.flush(key, &mut self.stats, self.clock.now());
+    }
+
+    /// Ends a connection with the close frame of `reason`.
+    pub fn close(&mut self, key: ViewerKey, reason: CloseReason) {
+        self.viewers.end(key, reason);
+    }
+
+    /// The peer's end was read, or the socket is broken: nothing more to say.
+    pub fn hung_up(&mut self, key: ViewerKey) {
+        if self.viewers.is_open(key) {
+            self.viewers.end(key, CloseReason::Broken);
+        } else {
+            self.viewers.release(key);
+        }
+    }
+
+    /// Cleans up after what the last calls ended or blocked; marks change only
+    /// here, never inside the fan-out loop.
+    pub fn settle(&mut self, now: Time) {
+        while let Some((key, reason)) = self.viewers.ended.pop() {
+            self.finish_connection(key, reason, now);
+        }
+        while let Some(index) = self.viewers.changed_backlog.pop() {
+            self.mark_backlog(index);
+        }
+        self.report_presence();
+    }
+
+    fn mark_backlog(&mut self, index: u32) {
+        if self.viewers.key_of(index).is_none() {
+            return;
+        }
+        let backlogged = self.viewers.has_backlog(index);
+        for membership in &self.viewers.row(index).memberships {
+            let Some(room) = self.rooms[membership.room as usize].as_mut() else { continue };
+            if let Some(member) = room.members.get_mut(membership.member as usize) {
+                if backlogged {
+                    member.marks |= BACKLOGGED;
+                } else {
+                    member.marks &= !BACKLOGGED;
+                }
+            }
+        }
+        if backlogged && let Some(key) = self.viewers.key_of(index) {
+            self.schedule(key, self.settings.backlog_timeout);
+        }
+    }
+
+    fn finish_connection(&mut self, key: ViewerKey, reason: CloseReason, now: Time) {
+        self.stats.closes[reason as usize] += 1;
+        self.leave_all(key);
+        if reason == CloseReason::Broken {
+            self.viewers.release(key);
+            return;
+        }
+        let bytes = if reason == CloseReason::Peer { Bytes::new() } else { farewell(reason) };
+        self.viewers.begin_close(key, bytes, &mut self.stats, now);
+        self.schedule(key, LINGER);
+    }
+
+    fn begin_frame(&mut self, frame: Arc<SharedFrame>, now: Time) {
+        let room_id = frame.frame().room.clone();
+        let Some(&index) = self.by_name.get(&room_id) else {
+            return self.send_home(&room_id, Message::FrameOut { room: room_id.clone() });
+        };
+        let Some(room) = self.rooms[index as usize].as_mut() else { return };
+        room.queue.push_back(frame);
+        if room.job.is_none() && room.begin_job(now) {
+            self.fanout.enqueue(index);
+        }
+    }
+
+    fn frame_done(&mut self, index: u32, now: Time) {
+        let second = self.viewers.second(now);
+        let Some(room) = self.rooms[index as usize].as_mut() else { return };
+        room.last_frame = second;
+        let id = room.id.clone();
+        if room.begin_job(now) {
+            self.fanout.enqueue(index);
+        }
+        self.send_home(&id, Message::FrameOut { room: id.clone() });
+        self.drop_if_idle(index);
+    }
+
+    fn send_home(&self, room: &RoomId, message: Message) {
+        self.peers.send(self.peers.home_of(room), message);
+    }
+
+    fn report_presence(&mut self) {
+        while let Some(index) = self.dirty_rooms.pop() {
+            let Some(room) = self.rooms[index as usize].as_mut() else { continue };
+            if !std::mem::take(&mut room.presence_dirty) {
+                continue;
+            }
+            // While a snapshot is awaited the subscription must stand, even
+            // when the last viewer has left again.
+            if !(room.viewers() == 0 && room.subscribing) {
+                let report = Message::Presence {
+                    room: room.id.clone(),
+                    shard: self.id,
+                    viewers: room.viewers(),
+                    formats: room.formats(),
+                };
+                self.peers.send(room.home, report);
+            }
+            self.drop_if_idle(index);
+        }
+    }
+
+    fn drop_if_idle(&mut self, index: u32) {
+        let Some(room) = self.rooms[index as usize].as_ref() else { return };
+        if room.is_idle() {
+            self.by_name.remove(&room.id);
+            self.rooms[index as usize] = None;
+            self.free_rooms.push(index);
+        }
+    }
+
+    fn count_gauges(&mut self) {
+        let (frames, bytes) = self.viewers.backlog_totals();
+        let stats = &mut self.stats;
+        stats.connections = self.viewers.len() as u64;
+        stats.backlogged = u64::from(self.viewers.backlogged());
+        stats.backlog_frames = frames as u64;
+        stats.backlog_bytes = bytes as u64;
+        let rooms = self.rooms.iter().flatten();
+        stats.viewers = rooms.map(|room| u64::from(room.viewers())).sum();
+        self.homes.count(stats);
+    }
+
+    fn begin_drain(&mut self, done: oneshot::Sender<()>, now: Time) {
+        let peers = Arc::clone(&self.peers);
+        self.homes.flush_all(peers.as_ref(), &mut self.stats, now);
+        self.drain = Some(Drain { done: Some(done), leaving: None });
+    }
+
+    /// Flush, then send everyone away a few at a time, then wait for them to go.
+    fn step_drain(&mut self, now: Time) {
+        let Some(drain) = &mut self.drain else { return };
+        match &mut drain.leaving {
+            None => {
+                if self.homes.has_pending() {
+                    let peers = Arc::clone(&self.peers);
+                    self.homes.flush_all(peers.as_ref(), &mut self.stats, now);
+                }
+                if self.fanout.is_idle() && !self.homes.has_pending() {
+                    drain.leaving = Some(self.viewers.open_keys().collect());
+                }
+            }
+            Some(leaving) => {
+                let some = leaving.split_off(leaving.len().saturating_sub(GOODBYES));
+                for key in some {
+                    self.dismiss(key);
+                }
+                self.settle(now);
+                if let Some(drain) = &mut self.drain
+                    && self.viewers.is_empty()
+                    && let Some(done) = drain.done.take()
+                {
+                    // The server may have passed its deadline and be gone.
+                    let _ = done.send(());
+                }
+            }
+        }
+    }
+
+    /// Tells a viewer when to come back, and closes it.
+    fn dismiss(&mut self, key: ViewerKey) {
+        let spread = self.settings.reconnect_spread.as_millis() as u64;
+        let reconnect_after_ms = self.draw() % (spread + 1);
+        self.reply(key, &ServerMessage::Goaway { reconnect_after_ms });
+        self.viewers.end(key, CloseReason::Drain);
+    }
+
+    /// The next number of this shard's own sequence (SplitMix64, Steele et al.,
+    /// OOPSLA 2014): for spreading, not for secrets.
+    fn draw(&mut self) -> u64 {
+        self.draws = self.draws.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.draws;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn asker(&self, key: ViewerKey) -> Option<Asker> {
+        self.viewers.key_of(key.index).filter(|k| *k == key).map(|viewer| Asker {
+            shard: self.id,
+            viewer,
+            format: self.viewers.row(key.index).format,
+        })
+    }
+
+}

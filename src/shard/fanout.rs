@@ -1,0 +1,164 @@
+//! The fan-out loop: frames to the members of a shard's rooms, in slices and in
+//! fair turns between rooms.
+//!
+//! A turn serves at most [`TURN`] members of one room, then the next room has
+//! its turn; a slice ends after its time, and reads, joins and timers get
+//! theirs. So a giant room delays a small one by one turn, and nothing on the
+//! shard by more than a slice.
+//!
+//! What the loop touches per viewer: 8 bytes of the member, 4 of the descriptor.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::connection::{Connections, ViewerKey};
+use super::room::{BACKLOGGED, GONE, LocalRoom};
+use super::stats::ShardStats;
+use crate::clock::Clock;
+use crate::engine::delivery::Cut;
+use crate::engine::time::Time;
+use crate::wire::Format;
+use crate::wire::close::CloseReason;
+use crate::wire::shared::SharedFrame;
+
+/// Members served in one turn: about 1.5 ms at the 5 to 7 us that a socket
+/// write costs, so a slice of 2 ms lets at least one other room in.
+const TURN: usize = 256;
+
+/// Members served between two looks at the clock (about 25 ns each).
+const CLOCK_EVERY: usize = 32;
+
+/// Rooms with a frame on its way, in the order of their next turns.
+#[derive(Debug, Default)]
+pub struct Fanout {
+    turns: VecDeque<u32>,
+}
+
+/// Rooms whose frame has gone to everyone on this shard.
+pub type Finished = Vec<u32>;
+
+impl Fanout {
+    /// A room got a frame to send.
+    pub fn enqueue(&mut self, room: u32) {
+        self.turns.push_back(room);
+    }
+
+    /// Whether anything is on its way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.turns.is_empty()
+    }
+
+    /// Works for about `budget`.
+    pub fn slice(
+        &mut self,
+        rooms: &mut [Option<Box<LocalRoom>>],
+        viewers: &mut Connections,
+        stats: &mut ShardStats,
+        clock: Clock,
+        budget: Duration,
+        finished: &mut Finished,
+    ) {
+        let begun = clock.now();
+        let until = begun + budget;
+        let mut now = begun;
+        while let Some(index) = self.turns.pop_front() {
+            let Some(room) = rooms[index as usize].as_mut() else { continue };
+            now = turn(room, viewers, stats, clock, now, until);
+            if room.job.as_ref().is_some_and(|job| job.cursor >= job.end) {
+                if let Some(job) = room.finish_job(index, viewers) {
+                    stats.frame_fanout.observe(now.since(job.started), 1);
+                }
+                finished.push(index);
+            } else {
+                self.turns.push_back(index);
+            }
+            // A viewer that just got a backlog must be marked in its other
+            // rooms before one of those writes to its socket.
+            if now >= until || !viewers.changed_backlog.is_empty() {
+                break;
+            }
+        }
+        stats.slice.observe(now.since(begun), 1);
+    }
+}
+
+/// One room's turn. Returns the time at its end.
+fn turn(
+    room: &mut LocalRoom,
+    viewers: &mut Connections,
+    stats: &mut ShardStats,
+    clock: Clock,
+    mut now: Time,
+    until: Time,
+) -> Time {
+    let formats = room.formats();
+    let Some(job) = &mut room.job else { return now };
+    let frame = Arc::clone(&job.frame);
+    let bytes: [&[u8]; Format::COUNT] = Format::ALL.map(|format| {
+        let used = formats & 1 << format.index() != 0;
+        if used { &frame.bytes(format, Cut::Full)[..] } else { &[][..] }
+    });
+    let stop = job.end.min(job.cursor + TURN);
+    while job.cursor < stop && now < until {
+        let batch = stop.min(job.cursor + CLOCK_EVERY);
+        let mut whole = 0;
+        for member in &room.members[job.cursor..batch] {
+            if member.marks != 0 {
+                if member.marks & GONE == 0 {
+                    debug_assert!(member.marks & BACKLOGGED != 0);
+                    viewers.queue_frame(member.viewer, &frame, stats, now);
+                }
+                continue;
+            }
+            let out = bytes[member.format.index()];
+            match viewers.write_frame(member.viewer, out) {
+                Ok(written) if written == out.len() => {
+                    whole += 1;
+                    stats.socket_bytes += written as u64;
+                }
+                result => refused(result, member.viewer, &frame, viewers, stats, now),
+            }
+        }
+        job.cursor = batch;
+        now = clock.now();
+        stats.socket_writes += whole;
+        stats.deliveries += whole * frame.deliveries(Cut::Full);
+        if !frame.frame().events.is_empty() || !frame.frame().totals.is_empty() {
+            stats.message_age.observe(now.since(frame.oldest()), whole);
+        }
+    }
+    now
+}
+
+/// The socket did not take the frame whole.
+#[cold]
+fn refused(
+    result: io::Result<usize>,
+    viewer: u32,
+    frame: &Arc<SharedFrame>,
+    viewers: &mut Connections,
+    stats: &mut ShardStats,
+    now: Time,
+) {
+    match result {
+        Ok(written) => {
+            stats.socket_writes += 1;
+            stats.socket_bytes += written as u64;
+            viewers.queue_rest(viewer, frame, written, now);
+        }
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
+        {
+            viewers.queue_frame(viewer, frame, stats, now);
+        }
+        Err(_) => {
+            let generation = viewers.key_of(viewer).map(|key: ViewerKey| key.generation);
+            if let Some(generation) = generation {
+                viewers.end(ViewerKey { index: viewer, generation }, CloseReason::Broken);
+            }
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! Who is a room's home, and how a message gets to a shard.
+//!
+//! Both are traits with one answer today, threads of one process. With several
+//! machines a home is a shard of some node and a message travels over the bus;
+//! nothing else of the shard needs to know.
+
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use super::connection::ViewerKey;
+use super::stats::ShardStats;
+use crate::engine::event::{Event, Numbered};
+use crate::engine::ids::{Epoch, ImportantNo, RoomId, Seq, ShardId};
+use crate::engine::outcome::Outcome;
+use crate::wire::Format;
+use crate::wire::shared::{SharedFrame, SharedSnapshot};
+
+/// What a shard is told.
+#[derive(Debug)]
+pub enum Message {
+    /// To the home: number and merge these.
+    Publish {
+        /// Where to.
+        room: RoomId,
+        /// In order.
+        events: Vec<Event>,
+        /// Who waits for the outcome.
+        origin: Origin,
+    },
+    /// To the home: this shard has viewers waiting to join; send a snapshot now
+    /// and every frame from here on.
+    Subscribe {
+        /// Which room.
+        room: RoomId,
+        /// Who asks.
+        shard: ShardId,
+        /// Its formats, a bit each.
+        formats: u8,
+    },
+    /// To the home: how many viewers a shard has. None ends the subscription.
+    Presence {
+        /// Which room.
+        room: RoomId,
+        /// Whose.
+        shard: ShardId,
+        /// How many.
+        viewers: u32,
+        /// Their formats, a bit each.
+        formats: u8,
+    },
+    /// To a subscribed shard: where the room stands.
+    Snapshot(Arc<SharedSnapshot>),
+    /// To a shard: its subscription is refused.
+    SubscribeRefused {
+        /// Which room.
+        room: RoomId,
+        /// Machine-readable.
+        code: &'static str,
+    },
+    /// To a subscribed shard: for all its viewers of the room.
+    Frame(Arc<SharedFrame>),
+    /// To the home: one shard has sent the last frame to all its viewers.
+    FrameOut {
+        /// Which room.
+        room: RoomId,
+    },
+    /// To a viewer's shard: bytes for it alone.
+    Direct {
+        /// Who.
+        viewer: ViewerKey,
+        /// WebSocket header included.
+        bytes: Bytes,
+    },
+    /// To the home: a viewer wants important events again.
+    Pull {
+        /// Which room.
+        room: RoomId,
+        /// First wanted.
+        from: ImportantNo,
+        /// Last wanted.
+        to: ImportantNo,
+        /// Who asks.
+        viewer: Asker,
+    },
+    /// To the home: where does the room stand? Nobody there: `None`.
+    ReadRoom {
+        /// Which room.
+        room: RoomId,
+        /// Who asks.
+        reply: oneshot::Sender<Option<Arc<SharedSnapshot>>>,
+    },
+    /// To the home: what came after a number? Nobody there: `None`.
+    ReadEvents {
+        /// Which room.
+        room: RoomId,
+        /// From where.
+        after: After,
+        /// How many at most.
+        limit: usize,
+        /// Who asks.
+        reply: oneshot::Sender<Option<Events>>,
+    },
+    /// Count yourself.
+    Stats(oneshot::Sender<ShardStats>),
+    /// Stop taking new viewers, flush, send everyone away. Answered when the
+    /// last connection is closed.
+    Drain(oneshot::Sender<()>),
+}
+
+/// Who waits for a publish's outcome.
+#[derive(Debug)]
+pub enum Origin {
+    /// A request.
+    Request(oneshot::Sender<Vec<Outcome>>),
+    /// A viewer.
+    Viewer(Asker),
+    /// Nobody.
+    Nobody,
+}
+
+/// A viewer on some shard.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker {
+    /// Where it is.
+    pub shard: ShardId,
+    /// Which one.
+    pub viewer: ViewerKey,
+    /// What it reads.
+    pub format: Format,
+}
+
+/// Where a reader stands.
+#[derive(Debug, Clone, Copy)]
+pub enum After {
+    /// Wants sequenced events.
+    Seq(Seq),
+    /// Wants important events.
+    Important(ImportantNo),
+}
+
+/// Answer to [`Message::ReadEvents`].
+#[derive(Debug)]
+pub struct Events {
+    /// Numbering.
+    pub epoch: Epoch,
+    /// The room's last number.
+    pub seq: Seq,
+    /// The room's last important number.
+    pub important: ImportantNo,
+    /// In order.
+    pub events: Vec<Arc<Numbered>>,
+    /// Nothing between the asked number and the first event was forgotten.
+    pub complete: bool,
+    /// There are more than the limit.
+    pub more: bool,
+}
+
+/// Who is a room's home?
+pub trait Placement: Send + Sync {
+    /// The shard that numbers the room.
+    fn home_of(&self, room: &RoomId) -> ShardId;
+}
+
+/// Carries messages between shards, in order for each pair.
+pub trait Path: Send + Sync {
+    /// Never blocks. A message to a shard that has ended is lost.
+    fn send(&self, to: ShardId, message: Message);
+}
+
+/// The shards of this process.
+#[derive(Debug)]
+pub struct LocalShards {
+    mailboxes: Vec<Mailbox>,
+    hasher: foldhash::fast::FixedState,
+}
+
+#[derive(Debug)]
+struct Mailbox {
+    sender: mpsc::UnboundedSender<Message>,
+    /// Events from outside not yet numbered. Shared, but only counted.
+    queued: Arc<AtomicUsize>,
+    limit: usize,
+}
+
+/// The receiving end of a shard's mailbox.
+#[derive(Debug)]
+pub struct Inbox {
+    /// In order of sending.
+    pub receiver: mpsc::UnboundedReceiver<Message>,
+    queued: Arc<AtomicUsize>,
+}
+
+impl Inbox {
+    /// Call when events of a publish leave the mailbox.
+    pub fn taken(&self, events: usize) {
+        self.queued.fetch_sub(events, Ordering::Relaxed);
+    }
+}
+
+/// The home's mailbox holds as many events as it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MailboxFull;
+
+impl LocalShards {
+    /// Mailboxes for `count` shards that take at most `limit` events each from
+    /// outside, and their receiving ends.
+    #[must_use]
+    pub fn new(count: u16, limit: usize) -> (Arc<Self>, Vec<Inbox>) {
+        let (mailboxes, inboxes) = (0..count)
+            .map(|_| {
+                let (sender, receiver) = mpsc::unbounded_channel();
+                let queued = Arc::new(AtomicUsize::new(0));
+                let mailbox = Mailbox { sender, queued: Arc::clone(&queued), limit };
+                (mailbox, Inbox { receiver, queued })
+            })
+            .unzip();
+        // Every start places rooms alike; nothing hostile is gained by knowing
+        // which shard that is, for a room's name is the publisher's to choose.
+        let hasher = foldhash::fast::FixedState::with_seed(0x7469_6465);
+        (Arc::new(Self { mailboxes, hasher }), inboxes)
+    }
+
+    /// Hands events to their room's home, or refuses them all.
+    ///
+    /// # Errors
+    /// [`MailboxFull`]; the events are gone, which their publisher learns.
+    pub fn publish(
+        &self,
+        room: RoomId,
+        events: Vec<Event>,
+        origin: Origin,
+    ) -> Result<(), MailboxFull> {
+        let home = self.home_of(&room);
+        let mailbox = &self.mailboxes[usize::from(home.0)];
+        let before = mailbox.queued.fetch_add(events.len(), Ordering::Relaxed);
+        if before + events.len() > mailbox.limit {
+            mailbox.queued.fetch_sub(events.len(), Ordering::Relaxed);
+            return Err(MailboxFull);
+        }
+        self.send(home, Message::Publish { room, events, origin });
+        Ok(())
+    }
+
+    /// Shards there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.mailboxes.len()
+    }
+
+    /// Events waiting in front of a shard.
+    #[must_use]
+    pub fn queued(&self, shard: usize) -> usize {
+        self.mailboxes[shard].queued.load(Ordering::Relaxed)
+    }
+}
+
+impl Placement for LocalShards {
+    fn home_of(&self, room: &RoomId) -> ShardId {
+        let hash = self.hasher.hash_one(room.as_str());
+        // The high bits: foldhash mixes best there.
+        ShardId(((u128::from(hash) * self.mailboxes.len() as u128) >> 64) as u16)
+    }
+}
+
+impl Path for LocalShards {
+    fn send(&self, to: ShardId, message: Message) {
+        // Fails only for a shard that has ended, in the last moments of a drain.
+        let _ = self.mailboxes[usize::from(to.0)].sender.send(message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rooms_spread_over_all_shards() {
+        let (shards, _inboxes) = LocalShards::new(4, 10);
+        let mut counts = [0; 4];
+        for i in 0..4_000 {
+            let room = RoomId::new(&format!("room-{i}")).expect("valid");
+            counts[usize::from(shards.home_of(&room).0)] += 1;
+        }
+        assert!(counts.iter().all(|n| (800..1_200).contains(n)), "{counts:?}");
+    }
+
+    #[test]
+    fn a_full_mailbox_refuses_and_an_emptied_one_accepts() {
+        let (shards, inboxes) = LocalShards::new(1, 0);
+        let room = RoomId::new("r").expect("valid");
+        assert_eq!(shards.publish(room.clone(), Vec::new(), Origin::Nobody), Ok(()));
+        assert_eq!(shards.queued(0), 0);
+        drop(inboxes);
+        assert_eq!(shards.publish(room, Vec::new(), Origin::Nobody), Ok(()));
+    }
+}

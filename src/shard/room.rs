@@ -1,0 +1,170 @@
+//! A room as one shard sees it: its members there, in one dense array.
+//!
+//! A fan-out job walks that array with a cursor while members come and go.
+//! Newcomers are appended behind the job's end (their snapshot already holds
+//! what the frame says); leavers are marked and taken out when the job is done,
+//! so that no member is moved past the cursor and missed.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::connection::{Connections, ViewerKey};
+use crate::engine::ids::{RoomId, ShardId};
+use crate::engine::time::Time;
+use crate::wire::Format;
+use crate::wire::shared::SharedFrame;
+
+/// What the fan-out loop reads of a viewer, besides its descriptor.
+#[derive(Debug, Clone, Copy)]
+pub struct Member {
+    /// Row of the viewer.
+    pub viewer: u32,
+    /// What it reads.
+    pub format: Format,
+    /// [`GONE`] or [`BACKLOGGED`]; zero in the common case.
+    pub marks: u8,
+}
+
+/// Left while a frame was going out.
+pub const GONE: u8 = 1;
+/// Has a backlog: the frame goes behind it.
+pub const BACKLOGGED: u8 = 2;
+
+/// A frame on its way to the members `cursor..end`.
+#[derive(Debug)]
+pub struct Job {
+    /// What goes out.
+    pub frame: Arc<SharedFrame>,
+    /// Next member.
+    pub cursor: usize,
+    /// Behind the last member.
+    pub end: usize,
+    /// When it reached this shard.
+    pub started: Time,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct LocalRoom {
+    /// Name.
+    pub id: RoomId,
+    /// Shard that numbers it.
+    pub home: ShardId,
+    /// In order of joining.
+    pub members: Vec<Member>,
+    /// The frame going out.
+    pub job: Option<Job>,
+    /// Frames behind it. The home sends the next one when all shards are done
+    /// with the last, so there is at most one.
+    pub queue: VecDeque<Arc<SharedFrame>>,
+    /// Viewers whose join waits for the snapshot.
+    pub waiting: Vec<ViewerKey>,
+    /// A snapshot was asked for.
+    pub subscribing: bool,
+    /// The home must hear how many viewers there are.
+    pub presence_dirty: bool,
+    /// Second of the last frame, for pings.
+    pub last_frame: u32,
+    gone: Vec<u32>,
+    by_format: [u32; Format::COUNT],
+}
+
+impl LocalRoom {
+    /// Nobody is in it yet.
+    #[must_use]
+    pub fn new(id: RoomId, home: ShardId) -> Self {
+        Self {
+            id,
+            home,
+            members: Vec::new(),
+            job: None,
+            queue: VecDeque::new(),
+            waiting: Vec::new(),
+            subscribing: false,
+            presence_dirty: false,
+            last_frame: 0,
+            gone: Vec::new(),
+            by_format: [0; Format::COUNT],
+        }
+    }
+
+    /// Viewers that are in it.
+    #[must_use]
+    pub fn viewers(&self) -> u32 {
+        (self.members.len() - self.gone.len()) as u32
+    }
+
+    /// Formats in use, a bit each; those of waiting viewers included by the caller.
+    #[must_use]
+    pub fn formats(&self) -> u8 {
+        let used = Format::ALL.iter().filter(|f| self.by_format[f.index()] > 0);
+        used.fold(0, |mask, f| mask | 1 << f.index())
+    }
+
+    /// Nobody is in it or about to be, and nothing is on its way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.members.is_empty()
+            && self.waiting.is_empty()
+            && self.job.is_none()
+            && self.queue.is_empty()
+            && !self.subscribing
+            && !self.presence_dirty
+    }
+
+    /// Appends a viewer; returns its place.
+    pub fn add(&mut self, viewer: u32, format: Format, backlogged: bool) -> u32 {
+        self.by_format[format.index()] += 1;
+        self.presence_dirty = true;
+        let marks = if backlogged { BACKLOGGED } else { 0 };
+        self.members.push(Member { viewer, format, marks });
+        (self.members.len() - 1) as u32
+    }
+
+    /// Takes a viewer out. `room` is this room's index, for telling the member
+    /// that is moved into the hole.
+    pub fn remove(&mut self, room: u32, member: u32, viewers: &mut Connections) {
+        let entry = &mut self.members[member as usize];
+        debug_assert_eq!(entry.marks & GONE, 0, "a member leaves once");
+        self.by_format[entry.format.index()] -= 1;
+        self.presence_dirty = true;
+        entry.marks |= GONE;
+        self.gone.push(member);
+        if self.job.is_none() {
+            self.close_holes(room, viewers);
+        }
+    }
+
+    /// The next frame may begin; returns false if none waits.
+    pub fn begin_job(&mut self, now: Time) -> bool {
+        debug_assert!(self.job.is_none());
+        let Some(frame) = self.queue.pop_front() else { return false };
+        let end = self.members.len();
+        self.job = Some(Job { frame, cursor: 0, end, started: now });
+        true
+    }
+
+    /// The frame went to everyone.
+    pub fn finish_job(&mut self, room: u32, viewers: &mut Connections) -> Option<Job> {
+        let job = self.job.take();
+        self.close_holes(room, viewers);
+        job
+    }
+
+    fn close_holes(&mut self, room: u32, viewers: &mut Connections) {
+        // From the back, so that what is moved into a hole is never a hole.
+        self.gone.sort_unstable();
+        while let Some(hole) = self.gone.pop() {
+            self.members.swap_remove(hole as usize);
+            let Some(moved) = self.members.get(hole as usize) else { continue };
+            let memberships = &mut viewers.row_mut(moved.viewer).memberships;
+            if let Some(membership) = memberships.iter_mut().find(|m| m.room == room) {
+                membership.member = hole;
+            }
+        }
+        if self.members.is_empty() {
+            // A room that was once huge must not hold the memory for ever.
+            self.members = Vec::new();
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Counters of a shard in plain integers; `telemetry` knows their metric names.
+
+use std::time::Duration;
+
+use crate::engine::stats::RoomStats;
+use crate::wire::Format;
+use crate::wire::close::CloseReason;
+use crate::wire::message::ClientMessage;
+
+/// A histogram with fixed bucket bounds in microseconds.
+#[derive(Debug, Clone)]
+pub struct Histogram {
+    bounds: &'static [u64],
+    /// One more than bounds: the last is "above".
+    pub buckets: Vec<u64>,
+    /// Of everything observed, in microseconds.
+    pub sum: u64,
+}
+
+/// Bounds for delays seen by people: 1 ms to 30 s.
+pub const AGE_BOUNDS: &[u64] = &[
+    1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 1_500_000,
+    2_000_000, 3_000_000, 5_000_000, 10_000_000, 30_000_000,
+];
+
+/// Bounds for work of the event loop: 10 us to 1 s.
+pub const WORK_BOUNDS: &[u64] = &[
+    10, 50, 100, 250, 500, 1_000, 2_000, 3_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000,
+    500_000, 1_000_000,
+];
+
+impl Histogram {
+    /// An empty one.
+    #[must_use]
+    pub fn new(bounds: &'static [u64]) -> Self {
+        Self { bounds, buckets: vec![0; bounds.len() + 1], sum: 0 }
+    }
+
+    /// Counts `times` observations of one value.
+    pub fn observe(&mut self, value: Duration, times: u64) {
+        let micros = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
+        let bucket = self.bounds.partition_point(|bound| *bound < micros);
+        self.buckets[bucket] += times;
+        self.sum = self.sum.saturating_add(micros.saturating_mul(times));
+    }
+
+    /// Bucket bounds in seconds with their own counts, the last one unbounded.
+    pub fn seconds(&self) -> impl Iterator<Item = (f64, u64)> {
+        let bounds = self.bounds.iter().map(|micros| *micros as f64 / 1e6);
+        bounds.chain([f64::MAX]).zip(self.buckets.iter().copied())
+    }
+
+    /// Adds another of the same bounds.
+    pub fn absorb(&mut self, other: &Histogram) {
+        for (into, from) in self.buckets.iter_mut().zip(&other.buckets) {
+            *into += from;
+        }
+        self.sum = self.sum.saturating_add(other.sum);
+    }
+}
+
+/// Outcome of a join.
+pub const JOIN_RESULTS: [&str; 6] =
+    ["joined", "bad_token", "forbidden_room", "too_many_rooms", "already_joined", "refused"];
+
+/// Why a viewer's own publish never reached a room.
+pub const PUBLISH_REFUSALS: [&str; 6] =
+    ["not_joined", "forbidden_kind", "bad_event", "rate_limited", "busy", "draining"];
+
+/// What a shard did since it began, and where it stands.
+#[derive(Debug, Clone)]
+pub struct ShardStats {
+    /// Of all rooms with their home here, forgotten ones included.
+    pub rooms: RoomStats,
+    /// Rooms with their home here.
+    pub open_rooms: u64,
+    /// Bytes those rooms hold.
+    pub room_bytes: u64,
+    /// Open connections.
+    pub connections: u64,
+    /// Viewers that joined a room (one in two rooms counts twice).
+    pub viewers: u64,
+    /// Viewers with a backlog.
+    pub backlogged: u64,
+    /// Frames and messages waiting in backlogs.
+    pub backlog_frames: u64,
+    /// Bytes waiting in backlogs.
+    pub backlog_bytes: u64,
+    /// Bytes of frames encoded, once each, by format.
+    pub frame_bytes: [u64; Format::COUNT],
+    /// Accepted events that reached viewers: events x viewers.
+    pub deliveries: u64,
+    /// `write` and `writev` calls that took bytes.
+    pub socket_writes: u64,
+    /// Bytes they took.
+    pub socket_bytes: u64,
+    /// Frames that reached a viewer from its backlog.
+    pub late_frames: u64,
+    /// Age of a frame's oldest event at each write.
+    pub message_age: Histogram,
+    /// Length of one turn of the fan-out loop.
+    pub slice: Histogram,
+    /// From a frame's arrival on this shard to its last viewer.
+    pub frame_fanout: Histogram,
+    /// Content taken from slow viewers, by lane.
+    pub viewer_dropped: [u64; 3],
+    /// Gap notices.
+    pub gaps: u64,
+    /// Viewers given up as too slow.
+    pub slow_overruns: u64,
+    /// Closed connections by [`CloseReason`].
+    pub closes: [u64; CloseReason::ALL.len()],
+    /// Messages from viewers by [`ClientMessage::index`].
+    pub messages: [u64; ClientMessage::NAMES.len()],
+    /// Joins by [`JOIN_RESULTS`].
+    pub joins: [u64; JOIN_RESULTS.len()],
+    /// Viewers' publishes refused before they reached a room.
+    pub publish_refused: [u64; PUBLISH_REFUSALS.len()],
+    /// Time spent working, in microseconds.
+    pub busy_micros: u64,
+}
+
+impl Default for ShardStats {
+    fn default() -> Self {
+        Self {
+            rooms: RoomStats::default(),
+            open_rooms: 0,
+            room_bytes: 0,
+            connections: 0,
+            viewers: 0,
+            backlogged: 0,
+            backlog_frames: 0,
+            backlog_bytes: 0,
+            frame_bytes: [0; Format::COUNT],
+            deliveries: 0,
+            socket_writes: 0,
+            socket_bytes: 0,
+            late_frames: 0,
+            message_age: Histogram::new(AGE_BOUNDS),
+            slice: Histogram::new(WORK_BOUNDS),
+            frame_fanout: Histogram::new(AGE_BOUNDS),
+            viewer_dropped: [0; 3],
+            gaps: 0,
+            slow_overruns: 0,
+            closes: [0; CloseReason::ALL.len()],
+            messages: [0; ClientMessage::NAMES.len()],
+            joins: [0; JOIN_RESULTS.len()],
+            publish_refused: [0; PUBLISH_REFUSALS.len()],
+            busy_micros: 0,
+        }
+    }
+}
+
+/// Counts a named result in the table beside its names.
+pub fn count(table: &mut [u64], names: &[&str], name: &str) {
+    let index = names.iter().position(|known| *known == name);
+    debug_assert!(index.is_some(), "{name} has no counter");
+    if let Some(index) = index {
+        table[index] += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_falls_into_the_bucket_that_bounds_it() {
+        let mut histogram = Histogram::new(WORK_BOUNDS);
+        histogram.observe(Duration::from_micros(10), 1);
+        histogram.observe(Duration::from_micros(11), 2);
+        histogram.observe(Duration::from_secs(5), 3);
+        let counts: Vec<u64> = histogram.seconds().map(|(_, n)| n).collect();
+        assert_eq!((counts[0], counts[1], counts[WORK_BOUNDS.len()]), (1, 2, 3));
+    }
+}

@@ -1,0 +1,299 @@
+//! What viewers ask of their shard, and what time asks of viewers.
+//!
+//! A join waits for a snapshot from the room's home, which comes through the
+//! same ordered channel as the room's frames: every frame after it is for the
+//! new member, none before it is, so nothing is missed and nothing comes twice.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::connection::{Membership, ViewerKey, WAITING};
+use super::peers::{Message, Origin, Path as _, Placement as _};
+use super::room::LocalRoom;
+use super::stats::{JOIN_RESULTS, count};
+use super::Shard;
+use crate::engine::event::Event;
+use crate::engine::ids::{ImportantNo, RoomId};
+use crate::engine::time::Time;
+use crate::wire::close::CloseReason;
+use crate::wire::message::ServerMessage;
+use crate::wire::shared::SharedSnapshot;
+
+/// Why a viewer cannot join.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JoinError {
+    /// It is in the room, or about to be.
+    AlreadyJoined,
+    /// It is in as many rooms as it may be.
+    TooManyRooms,
+    /// It joined another room as somebody else.
+    OtherUser,
+}
+
+/// Whether a viewer may say something now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speech {
+    /// Yes.
+    Granted,
+    /// Not now; again after this long.
+    TooFast(Duration),
+    /// It was told and went on: it is being closed.
+    Closed,
+}
+
+impl Shard {
+    /// Counts one message of a viewer against its allowance. Below the
+    /// allowance it is heard, within one more burst it is refused, and past
+    /// that the connection is closed.
+    pub fn hear(&mut self, key: ViewerKey) -> Speech {
+        let now = self.clock.now();
+        let (second, millis) = (self.viewers.second(now), self.viewers.millis(now));
+        let rate = self.settings.messages_per_second;
+        let burst = i32::try_from(self.settings.message_burst.saturating_mul(1_000));
+        let burst = burst.unwrap_or(i32::MAX / 2);
+        let Some(row) = self.viewers.get(key) else { return Speech::Closed };
+        row.last_heard = second;
+        row.awaiting_pong = false;
+        let refill = u64::from(millis.wrapping_sub(row.refilled)) * u64::from(rate);
+        let refill = i32::try_from(refill).unwrap_or(i32::MAX / 2);
+        row.tokens = row.tokens.saturating_add(refill).min(burst) - 1_000;
+        row.refilled = millis;
+        if row.tokens >= 0 {
+            return Speech::Granted;
+        }
+        if row.tokens < -burst {
+            self.viewers.end(key, CloseReason::TooManyMessages);
+            return Speech::Closed;
+        }
+        let millis = u64::from(row.tokens.unsigned_abs()).div_ceil(u64::from(rate.max(1)));
+        Speech::TooFast(Duration::from_millis(millis))
+    }
+
+    /// A viewer joins a room; `joined` follows when the snapshot is there.
+    ///
+    /// # Errors
+    /// [`JoinError`]; nothing has changed then.
+    pub fn join(
+        &mut self,
+        key: ViewerKey,
+        room: &RoomId,
+        user: &Arc<str>,
+        publisher: bool,
+    ) -> Result<(), JoinError> {
+        let most = self.settings.max_rooms_per_connection;
+        let index = self.by_name.get(room).copied();
+        let Some(row) = self.viewers.get(key) else { return Ok(()) };
+        if row.memberships.iter().any(|m| Some(m.room) == index) {
+            return Err(JoinError::AlreadyJoined);
+        }
+        if row.memberships.len() >= most {
+            return Err(JoinError::TooManyRooms);
+        }
+        if row.memberships.is_empty() {
+            row.user = Some(Arc::clone(user));
+        } else if row.user.as_ref() != Some(user) {
+            return Err(JoinError::OtherUser);
+        }
+        let format = row.format;
+        let index = index.unwrap_or_else(|| self.open_room(room));
+        let membership = Membership { room: index, member: WAITING, publisher };
+        self.viewers.row_mut(key.index).memberships.push(membership);
+        let Some(room) = self.rooms[index as usize].as_mut() else { return Ok(()) };
+        room.waiting.push(key);
+        // One request serves all who come before its answer.
+        let formats = 1 << format.index();
+        if !std::mem::replace(&mut room.subscribing, true) {
+            let subscribe =
+                Message::Subscribe { room: room.id.clone(), shard: self.id, formats };
+            self.peers.send(room.home, subscribe);
+        }
+        Ok(())
+    }
+
+    /// A viewer leaves a room. Returns whether it was in it.
+    pub fn leave(&mut self, key: ViewerKey, room: &RoomId) -> bool {
+        let second = self.viewers.second(self.clock.now());
+        let Some(&index) = self.by_name.get(room) else { return false };
+        let Some(row) = self.viewers.get(key) else { return false };
+        let Some(place) = row.memberships.iter().position(|m| m.room == index) else {
+            return false;
+        };
+        let membership = row.memberships.remove(place);
+        let alone = row.memberships.is_empty();
+        row.idle_since = second;
+        self.leave_room(key, membership);
+        if alone {
+            self.schedule(key, self.settings.join_timeout);
+        }
+        true
+    }
+
+    /// A viewer's place in a room: `None` if it is not in it, otherwise whether
+    /// it may publish any kind.
+    pub fn publisher_in(&mut self, key: ViewerKey, room: &RoomId) -> Option<(Arc<str>, bool)> {
+        let index = *self.by_name.get(room)?;
+        let row = self.viewers.get(key)?;
+        let membership = row.memberships.iter().find(|m| m.room == index)?;
+        let publisher = membership.publisher;
+        row.user.clone().map(|user| (user, publisher))
+    }
+
+    /// A viewer's own event goes to its room; the outcome comes back to it.
+    /// Returns false when the home's mailbox is full.
+    pub fn publish(&mut self, key: ViewerKey, room: RoomId, event: Event) -> bool {
+        let Some(asker) = self.asker(key) else { return true };
+        self.peers.publish(room, vec![event], Origin::Viewer(asker)).is_ok()
+    }
+
+    /// A viewer wants important events again.
+    pub fn pull(&mut self, key: ViewerKey, room: &RoomId, from: ImportantNo, to: ImportantNo) {
+        let Some(viewer) = self.asker(key) else { return };
+        let pull = Message::Pull { room: room.clone(), from, to, viewer };
+        self.peers.send(self.peers.home_of(room), pull);
+    }
+
+    /// Wakes a viewer's checks after `delay` at the latest.
+    pub(super) fn schedule(&mut self, key: ViewerKey, delay: Duration) {
+        let now = self.clock.now();
+        // Rounded up: a check must not come before its time and do nothing.
+        let second = self.viewers.second(now + delay) + 1;
+        let Some(row) = self.viewers.get(key) else { return };
+        if row.due != 0 && row.due <= second {
+            return;
+        }
+        row.due = self.wheel.insert(key, second);
+    }
+
+    /// A viewer's entry in the wheel has come up.
+    pub(super) fn check_viewer(&mut self, key: ViewerKey, due: u32, now: Time) {
+        let Some(row) = self.viewers.get(key) else { return };
+        if row.due != due {
+            return; // A stale entry; an earlier one took over.
+        }
+        row.due = 0;
+        if !row.is_open() {
+            return self.viewers.release(key); // It has lingered long enough.
+        }
+        if let Some(progress) = self.viewers.backlog_progress(key.index) {
+            let stuck = now.since(progress);
+            if stuck >= self.settings.backlog_timeout {
+                self.stats.slow_overruns += 1;
+                return self.viewers.end(key, CloseReason::Slow);
+            }
+            self.schedule(key, self.settings.backlog_timeout - stuck);
+        }
+        self.check_silence(key, now);
+    }
+
+    fn check_silence(&mut self, key: ViewerKey, now: Time) {
+        let second = self.viewers.second(now);
+        let seconds = |duration: Duration| duration.as_secs_f64().ceil() as u32;
+        let (interval, timeout) =
+            (seconds(self.settings.ping_interval), seconds(self.settings.pong_timeout));
+        let join_timeout = seconds(self.settings.join_timeout);
+        let row = self.viewers.row(key.index);
+        if row.memberships.is_empty() {
+            let left = (row.idle_since + join_timeout).saturating_sub(second);
+            if left == 0 {
+                return self.viewers.end(key, CloseReason::JoinTimeout);
+            }
+            return self.schedule(key, Duration::from_secs(u64::from(left)));
+        }
+        if row.awaiting_pong && second >= row.last_sent + timeout {
+            return self.viewers.end(key, CloseReason::PongTimeout);
+        }
+        let frames = row.memberships.iter().filter_map(|m| self.rooms[m.room as usize].as_ref());
+        let last = frames.map(|room| room.last_frame).fold(row.last_sent, u32::max);
+        if second >= last + interval && !row.awaiting_pong {
+            self.reply(key, &ServerMessage::Ping);
+            self.viewers.row_mut(key.index).awaiting_pong = true;
+            return self.schedule(key, self.settings.pong_timeout);
+        }
+        let next = if self.viewers.row(key.index).awaiting_pong {
+            (self.viewers.row(key.index).last_sent + timeout).saturating_sub(second)
+        } else {
+            (last + interval).saturating_sub(second)
+        };
+        self.schedule(key, Duration::from_secs(u64::from(next)));
+    }
+
+    pub(super) fn complete_joins(&mut self, snapshot: &SharedSnapshot, now: Time) {
+        let Some(&index) = self.by_name.get(&snapshot.snapshot().room) else { return };
+        let Some(room) = self.rooms[index as usize].as_mut() else { return };
+        room.subscribing = false;
+        for key in std::mem::take(&mut room.waiting) {
+            let Some(row) = self.viewers.get(key).filter(|row| row.is_open()) else { continue };
+            let format = row.format;
+            let Some(place) = row.memberships.iter().position(|m| m.room == index) else {
+                continue;
+            };
+            let bytes = snapshot.joined(format).clone();
+            self.viewers.send(key, bytes, &mut self.stats, now);
+            let backlogged = self.viewers.has_backlog(key.index);
+            let Some(room) = self.rooms[index as usize].as_mut() else { return };
+            let member = room.add(key.index, format, backlogged);
+            self.viewers.row_mut(key.index).memberships[place].member = member;
+            count(&mut self.stats.joins, &JOIN_RESULTS, "joined");
+            self.schedule(key, self.settings.ping_interval);
+        }
+        // Also when everyone has left again: the home then hears of none.
+        if let Some(room) = self.rooms[index as usize].as_mut() {
+            room.presence_dirty = true;
+        }
+        self.dirty_rooms.push(index);
+    }
+
+    pub(super) fn refuse_joins(&mut self, id: &RoomId, code: &'static str) {
+        let Some(&index) = self.by_name.get(id) else { return };
+        let Some(room) = self.rooms[index as usize].as_mut() else { return };
+        room.subscribing = false;
+        for key in std::mem::take(&mut room.waiting) {
+            let Some(row) = self.viewers.get(key) else { continue };
+            row.memberships.retain(|m| m.room != index);
+            count(&mut self.stats.joins, &JOIN_RESULTS, "refused");
+            let error = ServerMessage::Error {
+                code,
+                reason: "the server has as many rooms open as it may have",
+                temporary: true,
+                room: Some(id.as_str()),
+            };
+            self.reply(key, &error);
+        }
+        self.drop_if_idle(index);
+    }
+
+    pub(super) fn leave_all(&mut self, key: ViewerKey) {
+        let Some(row) = self.viewers.get(key) else { return };
+        for membership in std::mem::take(&mut row.memberships) {
+            self.leave_room(key, membership);
+        }
+    }
+
+    fn leave_room(&mut self, key: ViewerKey, membership: Membership) {
+        let index = membership.room;
+        let Some(room) = self.rooms[index as usize].as_mut() else { return };
+        if membership.member == WAITING {
+            room.waiting.retain(|waiting| *waiting != key);
+        } else {
+            room.remove(index, membership.member, &mut self.viewers);
+            self.dirty_rooms.push(index);
+        }
+    }
+
+    fn open_room(&mut self, id: &RoomId) -> u32 {
+        let home = self.peers.home_of(id);
+        let room = Some(Box::new(LocalRoom::new(id.clone(), home)));
+        let index = match self.free_rooms.pop() {
+            Some(index) => {
+                self.rooms[index as usize] = room;
+                index
+            }
+            None => {
+                self.rooms.push(room);
+                (self.rooms.len() - 1) as u32
+            }
+        };
+        self.by_name.insert(id.clone(), index);
+        index
+    }
+}

@@ -1,0 +1,206 @@
+//! What a viewer's messages mean, whatever transport brings them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::auth::{Authenticator, Role};
+use crate::clock::Clock;
+use crate::engine::draft::Draft;
+use crate::engine::ids::{ImportantNo, RoomId};
+use crate::engine::kind::Kinds;
+use crate::shard::connection::ViewerKey;
+use crate::shard::stats::{JOIN_RESULTS, PUBLISH_REFUSALS, count};
+use crate::shard::{JoinError, Shard, Speech};
+use crate::transport::websocket::decode::Inbound;
+use crate::transport::websocket::reader::Listener;
+use crate::wire::close::CloseReason;
+use crate::wire::message::{ClientEvent, ClientMessage, ServerMessage};
+use crate::wire::{json, proto};
+
+/// Advice to a viewer whose event found the home's mailbox full.
+const BUSY_RETRY: Duration = Duration::from_secs(1);
+
+/// Serves the viewers of one shard.
+pub struct Session {
+    /// Who may do what.
+    pub auth: Arc<Authenticator>,
+    /// What may be said.
+    pub kinds: Arc<Kinds>,
+    /// What time it is.
+    pub clock: Clock,
+}
+
+impl Listener for Session {
+    fn opened(&mut self, shard: &mut Shard, key: ViewerKey) {
+        shard.welcome(key);
+    }
+
+    fn ping(&mut self, shard: &mut Shard, key: ViewerKey) -> bool {
+        shard.hear(key) == Speech::Granted
+    }
+
+    fn message(&mut self, shard: &mut Shard, key: ViewerKey, message: Inbound<'_>) {
+        let speech = shard.hear(key);
+        let json = shard.viewers.row(key.index).format.is_json();
+        let parsed = match (message, json) {
+            (Inbound::Text(text), true) => json::client_message(text),
+            (Inbound::Binary(bytes), false) => proto::client_message(bytes),
+            _ => return shard.close(key, CloseReason::WrongDataType),
+        };
+        match (speech, parsed) {
+            (Speech::Closed, _) => {}
+            (_, Err(reason)) => {
+                error(shard, key, "bad_message", &reason, false, None);
+                shard.close(key, CloseReason::BadMessage);
+            }
+            (Speech::Granted, Ok(message)) => {
+                shard.stats.messages[message.index()] += 1;
+                self.granted(shard, key, message);
+            }
+            (Speech::TooFast(wait), Ok(message)) => {
+                shard.stats.messages[message.index()] += 1;
+                too_fast(shard, key, &message, wait);
+            }
+        }
+    }
+}
+
+impl Session {
+    fn granted(&mut self, shard: &mut Shard, key: ViewerKey, message: ClientMessage) {
+        match message {
+            ClientMessage::Join { room, token, .. } => self.join(shard, key, &room, &token),
+            ClientMessage::Leave { room } => leave(shard, key, &room),
+            ClientMessage::Publish(event) => self.publish(shard, key, &event),
+            ClientMessage::Pull { room, from, to } => pull(shard, key, &room, from, to),
+            // Tracked by the delivery engine once it keeps score; a client that
+            // acknowledges today does no harm.
+            ClientMessage::Ack { .. } | ClientMessage::Pong => {}
+        }
+    }
+
+    fn join(&mut self, shard: &mut Shard, key: ViewerKey, room: &str, token: &str) {
+        let grant = match self.auth.verify(token, self.clock.now()) {
+            Ok(grant) => grant,
+            Err(refused) => {
+                count(&mut shard.stats.joins, &JOIN_RESULTS, "bad_token");
+                let reason = refused.to_string();
+                return error(shard, key, refused.code(), &reason, false, Some(room));
+            }
+        };
+        let allowed = RoomId::new(room).ok().filter(|room| grant.allows_room(room));
+        let Some(id) = allowed else {
+            count(&mut shard.stats.joins, &JOIN_RESULTS, "forbidden_room");
+            let reason = "the token does not grant this room";
+            return error(shard, key, "forbidden_room", reason, false, Some(room));
+        };
+        let publisher = grant.role != Role::Viewer;
+        let (code, counter, reason) = match shard.join(key, &id, &grant.user, publisher) {
+            Ok(()) => return,
+            Err(JoinError::AlreadyJoined) => {
+                ("already_joined", "already_joined", "this connection is in the room already")
+            }
+            Err(JoinError::TooManyRooms) => {
+                ("too_many_rooms", "too_many_rooms", "this connection is in as many rooms as it may be")
+            }
+            Err(JoinError::OtherUser) => {
+                ("other_user", "refused", "this connection joined another room as another user")
+            }
+        };
+        count(&mut shard.stats.joins, &JOIN_RESULTS, counter);
+        error(shard, key, code, reason, false, Some(room));
+    }
+
+    fn publish(&mut self, shard: &mut Shard, key: ViewerKey, said: &ClientEvent) {
+        let room = RoomId::new(&said.room).ok();
+        let place = room.and_then(|room| shard.publisher_in(key, &room).map(|p| (room, p)));
+        let Some((room, (user, publisher))) = place else {
+            let reason = "join the room before publishing to it";
+            return reject(shard, key, &said.id, "not_joined", reason, None);
+        };
+        if shard.is_draining() {
+            let reason = "the server is leaving";
+            return reject(shard, key, &said.id, "draining", reason, Some(BUSY_RETRY));
+        }
+        let draft = Draft {
+            id: &said.id,
+            kind: &said.kind,
+            user: &user,
+            payload: said.payload.clone(),
+            key: said.key.as_deref(),
+            amount: said.amount,
+            ttl_ms: None,
+        };
+        match draft.check(&self.kinds, publisher, self.clock.now()) {
+            Err(refused) => {
+                let reason = refused.to_string();
+                reject(shard, key, &said.id, refused.code(), &reason, None);
+            }
+            Ok(event) => {
+                if !shard.publish(key, room, event) {
+                    let reason = "the server has more events waiting than it takes";
+                    reject(shard, key, &said.id, "busy", reason, Some(BUSY_RETRY));
+                }
+            }
+        }
+    }
+}
+
+fn leave(shard: &mut Shard, key: ViewerKey, room: &str) {
+    let left = RoomId::new(room).is_ok_and(|id| shard.leave(key, &id));
+    if left {
+        shard.reply(key, &ServerMessage::Left { room });
+    } else {
+        error(shard, key, "not_joined", "this connection is not in the room", false, Some(room));
+    }
+}
+
+fn pull(shard: &mut Shard, key: ViewerKey, room: &str, from: ImportantNo, to: ImportantNo) {
+    let id = RoomId::new(room).ok().filter(|id| shard.publisher_in(key, id).is_some());
+    match id {
+        Some(id) => shard.pull(key, &id, from, to),
+        None => {
+            let reason = "join the room before pulling from it";
+            error(shard, key, "not_joined", reason, false, Some(room));
+        }
+    }
+}
+
+fn too_fast(shard: &mut Shard, key: ViewerKey, message: &ClientMessage, wait: Duration) {
+    let reason = "too many messages; slow down, or the connection is closed";
+    match message {
+        ClientMessage::Publish(event) => {
+            reject(shard, key, &event.id, "rate_limited", reason, Some(wait));
+        }
+        ClientMessage::Ack { .. } | ClientMessage::Pong => {}
+        ClientMessage::Join { room, .. }
+        | ClientMessage::Leave { room }
+        | ClientMessage::Pull { room, .. } => {
+            error(shard, key, "rate_limited", reason, true, Some(room));
+        }
+    }
+}
+
+fn error(
+    shard: &mut Shard,
+    key: ViewerKey,
+    code: &str,
+    reason: &str,
+    temporary: bool,
+    room: Option<&str>,
+) {
+    shard.reply(key, &ServerMessage::Error { code, reason, temporary, room });
+}
+
+fn reject(
+    shard: &mut Shard,
+    key: ViewerKey,
+    id: &str,
+    code: &str,
+    reason: &str,
+    retry: Option<Duration>,
+) {
+    let counter = if PUBLISH_REFUSALS.contains(&code) { code } else { "bad_event" };
+    count(&mut shard.stats.publish_refused, &PUBLISH_REFUSALS, counter);
+    let retry_after_ms = retry.map(|wait| wait.as_millis() as u64);
+    shard.reply(key, &ServerMessage::Rejected { id, code, reason, retry_after_ms });
+}

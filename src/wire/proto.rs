@@ -1,0 +1,174 @@
+//! The protobuf subprotocol: the shapes and names of the JSON one, generated
+//! from `proto/tidegate/v1/room.proto`.
+
+use prost::Message as _;
+
+use super::message::{
+    ClientEvent, ClientMessage, Gap, Resume, ServerMessage, payload_of_bytes,
+};
+use crate::engine::event::{DroppedKind, Frame, Numbered, Snapshot, Total};
+use crate::engine::ids::ImportantNo;
+
+/// Generated messages.
+#[allow(missing_docs, clippy::all)]
+pub mod v1 {
+    include!(concat!(env!("OUT_DIR"), "/tidegate.v1.rs"));
+}
+
+use v1::client_message::Message as In;
+use v1::server_message::Message as Out;
+
+fn event(numbered: &Numbered) -> v1::Event {
+    let event = &numbered.event;
+    v1::Event {
+        id: event.id.to_string(),
+        kind: event.kind.name.to_string(),
+        user: event.user.to_string(),
+        seq: numbered.seq.map(|s| s.0),
+        important: numbered.important.map(|i| i.0),
+        payload: event.payload.bytes.clone(),
+        key: event.key.as_ref().map(ToString::to_string),
+        amount: event.amount,
+        time_ms: event.received.as_millis(),
+    }
+}
+
+fn total(total: &Total) -> v1::Total {
+    v1::Total {
+        kind: total.kind.name.to_string(),
+        key: total.key.to_string(),
+        sum: total.sum,
+        delta: total.delta,
+        user: total.user.as_ref().map(ToString::to_string),
+    }
+}
+
+fn dropped(dropped: &[DroppedKind]) -> std::collections::HashMap<String, u64> {
+    dropped.iter().map(|d| (d.kind.name.to_string(), d.count)).collect()
+}
+
+fn encode(message: Out) -> Vec<u8> {
+    v1::ServerMessage { message: Some(message) }.encode_to_vec()
+}
+
+/// A whole `frame` message.
+#[must_use]
+pub fn frame(frame: &Frame) -> Vec<u8> {
+    encode(Out::Frame(v1::Frame {
+        room: frame.room.to_string(),
+        epoch: frame.epoch.0,
+        first_seq: frame.first_seq.0,
+        last_seq: frame.last_seq.0,
+        important: frame.important.0,
+        time_ms: frame.time.as_millis(),
+        events: frame.events.iter().map(|e| event(e)).collect(),
+        totals: frame.totals.iter().map(total).collect(),
+        dropped: dropped(&frame.dropped),
+        online: frame.online,
+    }))
+}
+
+/// A whole `joined` message.
+#[must_use]
+pub fn joined(snapshot: &Snapshot, recovered: bool) -> Vec<u8> {
+    encode(Out::Joined(v1::Joined {
+        room: snapshot.room.to_string(),
+        epoch: snapshot.epoch.0,
+        seq: snapshot.seq.0,
+        important: snapshot.important.0,
+        online: snapshot.online,
+        recovered,
+        state: snapshot.state.iter().map(|e| event(e)).collect(),
+        totals: snapshot.totals.iter().map(total).collect(),
+    }))
+}
+
+/// A message to one viewer.
+#[must_use]
+pub fn server_message(message: &ServerMessage<'_>) -> Vec<u8> {
+    encode(match *message {
+        ServerMessage::Welcome { session, ping_interval_ms } => {
+            Out::Welcome(v1::Welcome { session: session.to_owned(), ping_interval_ms })
+        }
+        ServerMessage::Gap(Gap { room, first_seq, last_seq, dropped: counts }) => {
+            Out::Gap(v1::Gap {
+                room: room.to_owned(),
+                first_seq: first_seq.0,
+                last_seq: last_seq.0,
+                dropped: dropped(counts),
+            })
+        }
+        ServerMessage::Accepted { id, seq } => {
+            Out::Accepted(v1::Accepted { id: id.to_owned(), seq: seq.map(|s| s.0) })
+        }
+        ServerMessage::Rejected { id, code, reason, retry_after_ms } => {
+            Out::Rejected(v1::Rejected {
+                id: id.to_owned(),
+                code: code.to_owned(),
+                reason: reason.to_owned(),
+                retry_after_ms,
+            })
+        }
+        ServerMessage::Error { code, reason, temporary, room } => Out::Error(v1::Error {
+            code: code.to_owned(),
+            reason: reason.to_owned(),
+            temporary,
+            room: room.map(ToOwned::to_owned),
+        }),
+        ServerMessage::Goaway { reconnect_after_ms } => {
+            Out::Goaway(v1::Goaway { reconnect_after_ms, url: None })
+        }
+        ServerMessage::Ping => Out::Ping(v1::Ping {}),
+        ServerMessage::Left { room } => Out::Left(v1::Left { room: room.to_owned() }),
+    })
+}
+
+/// Reads a viewer's message.
+///
+/// # Errors
+/// Why it is none, for people.
+pub fn client_message(bytes: &[u8]) -> Result<ClientMessage, String> {
+    let message = v1::ClientMessage::decode(bytes).map_err(|e| e.to_string())?;
+    Ok(match message.message.ok_or("an empty or unknown message")? {
+        In::Join(join) => ClientMessage::Join {
+            room: join.room,
+            token: join.token,
+            resume: join.resume.map(|r| Resume {
+                epoch: r.epoch,
+                seq: r.seq,
+                important: r.important,
+            }),
+        },
+        In::Leave(leave) => ClientMessage::Leave { room: leave.room },
+        In::Publish(event) => ClientMessage::Publish(ClientEvent {
+            room: event.room,
+            id: event.id,
+            kind: event.kind,
+            payload: payload_of_bytes(event.payload),
+            key: event.key,
+            amount: event.amount,
+        }),
+        In::Ack(ack) => {
+            ClientMessage::Ack { room: ack.room, important: ImportantNo(ack.important) }
+        }
+        In::Pull(pull) => ClientMessage::Pull {
+            room: pull.room,
+            from: ImportantNo(pull.from),
+            to: ImportantNo(pull.to),
+        },
+        In::Pong(_) => ClientMessage::Pong,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_or_broken_message_is_refused() {
+        assert!(client_message(&[]).is_err());
+        assert!(client_message(&[0xff, 0xff]).is_err());
+        let pong = v1::ClientMessage { message: Some(In::Pong(v1::Pong {})) }.encode_to_vec();
+        assert_eq!(client_message(&pong), Ok(ClientMessage::Pong));
+    }
+}

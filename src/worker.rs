@@ -1,0 +1,152 @@
+//! One shard's thread: drives the shard, its transports and its part of the
+//! HTTP interface on one single-threaded runtime.
+//!
+//! The loop gives each kind of work its turn, in this order, and bounds every
+//! turn: messages of other threads ([`MAILBOX_TURN`]), new connections
+//! ([`ARRIVALS_TURN`]), sockets that bring something ([`Reader::turn`]), timers,
+//! one slice of fan-out. Requests and handshakes are tasks of the same runtime
+//! and run between two rounds.
+//!
+//! Tasks and their owners: the accept loop and every connection before its
+//! upgrade belong to the thread's local task set, which ends with
+//! [`Worker::run`]; a viewer is no task but a row of the shard.
+
+pub mod accept;
+pub mod descriptors;
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use self::accept::{Arrival, Edge};
+use crate::clock::Clock;
+use crate::shard::Shard;
+use crate::shard::peers::{Inbox, Message};
+use crate::transport::websocket::reader::{Listener, Reader};
+
+/// Messages handled before the sockets get their turn.
+const MAILBOX_TURN: usize = 256;
+/// New viewers taken over before the sockets get their turn.
+const ARRIVALS_TURN: usize = 64;
+
+/// Limits of a worker's reading side.
+#[derive(Debug, Clone, Copy)]
+pub struct ReadLimits {
+    /// Largest message, in bytes.
+    pub max_message: usize,
+    /// A message that was begun must be complete within this.
+    pub message_timeout: Duration,
+}
+
+/// See the module's documentation.
+pub struct Worker<L> {
+    shard: Shard,
+    listener: L,
+    clock: Clock,
+    inbox: Inbox,
+    arrivals: mpsc::UnboundedReceiver<Arrival>,
+    edge: Rc<Edge>,
+    reader: Reader,
+    draining: Arc<AtomicBool>,
+}
+
+impl<L: Listener> Worker<L> {
+    /// Call within the thread's runtime.
+    ///
+    /// # Errors
+    /// When the kernel gives no readiness queue.
+    pub fn new(
+        shard: Shard,
+        listener: L,
+        clock: Clock,
+        inbox: Inbox,
+        arrivals: mpsc::UnboundedReceiver<Arrival>,
+        edge: Rc<Edge>,
+        limits: ReadLimits,
+    ) -> io::Result<Self> {
+        let reader = Reader::new(limits.max_message, limits.message_timeout)?;
+        let draining = Arc::clone(&edge.draining);
+        Ok(Self { shard, listener, clock, inbox, arrivals, edge, reader, draining })
+    }
+
+    /// Runs until the shard has drained, or the readiness queue fails.
+    ///
+    /// # Errors
+    /// The readiness queue's.
+    pub async fn run(mut self) -> io::Result<()> {
+        let started = self.clock.now();
+        loop {
+            let begun = self.clock.now();
+            let mut busy = self.take_messages();
+            busy |= self.take_arrivals();
+            busy |= self.reader.turn(&mut self.shard, &mut self.listener, begun)?;
+            self.shard.tick();
+            if self.shard.has_work() {
+                self.shard.work();
+                busy = true;
+            }
+            self.edge.viewers.set(self.shard.viewers.len());
+            let now = self.clock.now();
+            self.shard.stats.busy_micros += now.since(begun).as_micros() as u64;
+            if self.shard.is_drained() {
+                return Ok(());
+            }
+            if busy {
+                tokio::task::yield_now().await;
+            } else {
+                self.sleep(started).await?;
+            }
+        }
+    }
+
+    fn take_messages(&mut self) -> bool {
+        for _ in 0..MAILBOX_TURN {
+            let Ok(message) = self.inbox.receiver.try_recv() else { return false };
+            self.handle(message);
+        }
+        true
+    }
+
+    fn take_arrivals(&mut self) -> bool {
+        for _ in 0..ARRIVALS_TURN {
+            let Ok(arrival) = self.arrivals.try_recv() else { return false };
+            self.admit(arrival);
+        }
+        true
+    }
+
+    fn handle(&mut self, message: Message) {
+        if let Message::Publish { events, .. } = &message {
+            self.inbox.taken(events.len());
+        }
+        if matches!(message, Message::Drain(_)) {
+            self.draining.store(true, Ordering::Relaxed);
+            self.edge.stop_accepting();
+        }
+        self.shard.handle(message);
+    }
+
+    fn admit(&mut self, arrival: Arrival) {
+        let now = self.clock.now();
+        let key = self.shard.open(arrival.stream, arrival.format);
+        let leftover = &arrival.leftover;
+        self.reader.watch(&mut self.shard, key, leftover, &mut self.listener, now);
+    }
+
+    /// Until something comes, or the shard's next deadline.
+    async fn sleep(&mut self, started: crate::engine::time::Time) -> io::Result<()> {
+        let deadline = self.clock.instant(self.shard.next_deadline(started));
+        tokio::select! {
+            biased;
+            Some(message) = self.inbox.receiver.recv() => self.handle(message),
+            Some(arrival) = self.arrivals.recv() => self.admit(arrival),
+            ready = self.reader.ready() => ready?,
+            () = tokio::time::sleep_until(deadline.into()) => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,38 @@
+//! Past the per-process limit of open files: a descriptor table of its own for
+//! each shard thread.
+//!
+//! The limit is one of the table, not of the process, and a thread may have its
+//! own (`unshare(CLONE_FILES)`, Linux). Everything a shard's sockets need
+//! happens on its own thread, so it is enough that what threads share was
+//! opened before the tables part: the runtimes with the descriptors that wake
+//! them, the signal pipe, the standard streams. These have the same numbers in
+//! all tables for ever, because nobody closes them.
+
+use std::io;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+/// Gives the calling thread its own descriptor table, a copy of the process's.
+///
+/// # Errors
+/// The system call's; Linux gives none for this flag but lack of memory.
+pub fn separate() -> io::Result<()> {
+    // SAFETY: the danger is a descriptor number that one thread opens and
+    // another uses, in a table where it names something else. Called at the
+    // start of a shard's thread, before it opens anything; sockets opened later
+    // never leave the thread (`Arrival` stays on its local task set), and what
+    // is shared was opened before, under the same number in every copy.
+    unsafe { unshare_unsafe(UnshareFlags::FILES) }.map_err(io::Error::from)
+}
+
+/// Raises the soft limit of open files to the hard one and returns it.
+#[must_use]
+pub fn raise_limit() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    // A refusal leaves the old limit, which is then what holds.
+    let current =
+        if setrlimit(Resource::Nofile, raised).is_ok() { limit.maximum } else { limit.current };
+    current.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX))
+}

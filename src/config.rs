@@ -233,8 +233,8 @@ pub struct Delivery {
     /// what a viewer is behind, not memory per viewer. Default 256 KiB.
     pub backlog_bytes: usize = 262_144,
     /// Milliseconds without a byte taken after which a viewer with a backlog is
-    /// closed. Default 10 s.
-    pub drain_timeout_ms: u64 = 10_000,
+    /// closed. Default 30 s.
+    pub drain_timeout_ms: u64 = 30_000,
     /// Microseconds that the fan-out of one room may run before others get their
     /// turn. Default 2 ms: the delay that a giant room may add to small ones.
     pub slice_us: u64 = 2_000,

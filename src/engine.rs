@@ -4,13 +4,13 @@
 //! virtual time and a seed replays a failure.
 //!
 //! In the order in which an event walks: [`draft`] checks what somebody wrote,
-//! [`event`] and [`kind`] say what it is,
-//! [`room`] numbers it and answers with an [`outcome`], having asked `dedupe`
-//! whether it knows the id; [`merge`] makes many into few; `pending`
-//! holds the rest until `schedule` says that a flush is due, and gives way by
-//! [`level`]; `budget` trims the frame and `drops` names what went; [`history`]
-//! remembers what travelled, [`delivery`] carries the frame for one viewer that
-//! cannot keep up. [`stats`] counts all of it in plain structs.
+//! [`event`] and [`kind`] say what it is; [`room`] asks `dedupe` whether it knows
+//! the id, numbers the event and answers with an [`outcome`]; [`merge`] makes
+//! many into few; `pending` holds the rest until `schedule` says that a flush is
+//! due, and gives way by [`level`]; `budget` trims the frame and `drops` names
+//! what went; [`history`] remembers what travelled; [`delivery`] carries the
+//! frame for one viewer that cannot keep up. [`stats`] counts all of it in plain
+//! structs.
 
 pub mod event;
 pub mod ids;

@@ -245,18 +245,22 @@ impl Running {
     }
 }
 
-struct Sampler {
+/// Takes samples of a process now and then.
+pub(crate) struct Sampler {
     pid: Option<u32>,
     last: Option<(u64, u64)>,
-    series: Series,
+    /// What it took.
+    pub(crate) series: Series,
 }
 
 impl Sampler {
-    fn new(pid: Option<u32>) -> Self {
+    /// Of this process.
+    pub(crate) fn new(pid: Option<u32>) -> Self {
         Self { pid, last: None, series: Series::default() }
     }
 
-    fn sample(&mut self, start: u64) {
+    /// A sample, if it is time for one.
+    pub(crate) fn sample(&mut self, start: u64) {
         let Some(pid) = self.pid else { return };
         let now = sys::mono_us();
         if self.last.is_some_and(|(then, _)| now - then < SAMPLE_US) {

@@ -1,19 +1,21 @@
 //! A room (or several) of N viewers: what a delivery costs, how late it is,
 //! what a viewer weighs, and whether anything is lost.
 
+mod result;
+
 use anyhow::{Result, bail};
 use clap::Args;
-use serde::Serialize;
 
-use crate::drive::{self, Pace, Schedule, Series, Window};
+use self::result::{FanoutResult, Memory, SlowResult, WindowResult, relate, sections};
+use crate::drive::{self, Pace, Schedule, Window};
 use crate::fleet::{self, Fleet, Joined};
 use crate::floor::{self, FloorPlan, FloorResult};
-use crate::hist::{Summary, median};
-use crate::protocol::{GroupStats, Mode, Plan, Share, Stats};
+use crate::hist::median;
+use crate::protocol::{Mode, Plan, Share, Stats};
 use crate::publish::Publisher;
 use crate::report::{Output, Section};
 use crate::run::{Deadline, Progress, RunOptions};
-use crate::server::{Metrics, Server, ServerOptions};
+use crate::server::{Server, ServerOptions};
 use crate::{sys, wsclient};
 
 /// One of so many viewers reads and checks everything.
@@ -72,101 +74,6 @@ pub(crate) struct FanoutOptions {
     run: RunOptions,
 }
 
-/// One round.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct FanoutResult {
-    joined: u32,
-    failed: std::collections::BTreeMap<String, u32>,
-    join_seconds: f64,
-    /// Resident KiB of the server without and with its viewers.
-    memory: Option<Memory>,
-    frame_bytes: u64,
-    window: WindowResult,
-    /// Windows of a run with slow viewers.
-    slow: Option<SlowResult>,
-}
-
-/// Memory of the server.
-#[derive(Debug, Clone, Copy, Serialize)]
-struct Memory {
-    empty_kib: u64,
-    joined_kib: u64,
-    bytes_per_viewer: f64,
-}
-
-/// A window in relation to what it did.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct WindowResult {
-    /// Events accepted, all rooms.
-    pub(crate) events: u64,
-    /// Events refused.
-    pub(crate) refused: u64,
-    /// Deliveries due: accepted events times viewers that read.
-    pub(crate) expected: u64,
-    /// Events that reached viewers.
-    pub(crate) deliveries: u64,
-    /// Due and not arrived.
-    pub(crate) lost: u64,
-    /// Arrived again.
-    pub(crate) duplicated: u64,
-    /// Gap notices.
-    pub(crate) gaps: u64,
-    /// Broken promises that checking viewers saw.
-    pub(crate) errors: u64,
-    /// Frames that viewers received.
-    pub(crate) frames: u64,
-    /// Socket writes of the server.
-    pub(crate) writes: u64,
-    /// Whether the server counted them; otherwise they are the frames received.
-    pub(crate) writes_counted: bool,
-    /// `read(2)` calls of the viewers.
-    pub(crate) reads: u64,
-    /// Bytes the viewers read.
-    pub(crate) bytes: u64,
-    /// Length.
-    pub(crate) seconds: f64,
-    /// Server processor time per delivery, in microseconds.
-    pub(crate) cpu_us_per_delivery: f64,
-    /// Server processor time per socket write, in microseconds.
-    pub(crate) cpu_us_per_write: f64,
-    /// Per second.
-    pub(crate) deliveries_per_second: f64,
-    /// Per second.
-    pub(crate) writes_per_second: f64,
-    /// From intended send time to arrival.
-    pub(crate) latency: Summary,
-    /// How late the publisher itself was (included in the latency).
-    pub(crate) lateness: Summary,
-    /// Share of one processor.
-    pub(crate) server_cpu: f64,
-    /// Share of one processor.
-    pub(crate) client_cpu: f64,
-    /// Connections that ended, by reason.
-    pub(crate) closed: std::collections::BTreeMap<String, u64>,
-    /// Over time.
-    pub(crate) series: Series,
-    /// Percentile curve: (quantile, ms).
-    pub(crate) curve: Vec<(f64, f64)>,
-}
-
-/// Viewers that do not read, and the others meanwhile.
-#[derive(Debug, Clone, Serialize)]
-struct SlowResult {
-    viewers: u32,
-    /// The others, while the slow ones do not read.
-    stopped: WindowResult,
-    /// Resident KiB of the server at the end of that.
-    memory_kib: Option<u64>,
-    /// The slow ones after they read again, both windows together.
-    deliveries: u64,
-    gaps: u64,
-    gap_dropped: u64,
-    expected: u64,
-    unaccounted: i64,
-    alive: u64,
-    closed: std::collections::BTreeMap<String, u64>,
-}
-
 /// The command.
 pub(crate) fn command(options: &FanoutOptions) -> Result<()> {
     if options.slow >= options.viewers || options.rooms == 0 {
@@ -179,7 +86,7 @@ pub(crate) fn command(options: &FanoutOptions) -> Result<()> {
     let pace =
         if options.saturate { Pace::Saturate(options.in_flight) } else { Pace::Rate(options.rate) };
     let floor_plan = FloorPlan {
-        viewers: options.viewers,
+        viewers: options.viewers.min(floor::MAX_SOCKETS),
         bytes: options.bytes + wsclient::server_header_bytes(options.bytes),
         pace,
         seconds: options.seconds,
@@ -205,11 +112,7 @@ pub(crate) fn command(options: &FanoutOptions) -> Result<()> {
     output(options, &rounds, &floors)
 }
 
-fn output(
-    options: &FanoutOptions,
-    rounds: &[FanoutResult],
-    floors: &[FloorResult],
-) -> Result<()> {
+fn output(options: &FanoutOptions, rounds: &[FanoutResult], floors: &[FloorResult]) -> Result<()> {
     let mut output = Output::new("fanout");
     for (index, round) in rounds.iter().enumerate() {
         for section in sections(round, index + 1) {
@@ -321,7 +224,7 @@ fn with_server(
     let before = server.metrics();
     let main = schedule(first, pace, options.seconds);
     let main = drive::window(&mut fleet, &mut publisher, main, deadline, progress)?;
-    let window = relate(&main, options, &before, &server.metrics());
+    let window = relate(&main, options.rooms, &before, &server.metrics());
     let slow = if options.slow > 0 {
         let next = schedule(main.next, pace, options.seconds);
         Some(slow_window(options, server, &mut fleet, &mut publisher, next, deadline, progress)?)
@@ -396,51 +299,6 @@ fn calibrate(publisher: &mut Publisher, stats: &Stats, bytes: usize) {
     }
 }
 
-fn relate(
-    window: &Window,
-    options: &FanoutOptions,
-    before: &Metrics,
-    after: &Metrics,
-) -> WindowResult {
-    let group = window.stats.groups.first().cloned().unwrap_or_default();
-    let others: GroupStats = window.stats.groups.get(1).cloned().unwrap_or_default();
-    // Every room has the same number of events, but not of viewers.
-    let events_per_room = window.events / u64::from(options.rooms);
-    let expected = events_per_room * (group.viewers + window.stats.closed.values().sum::<u64>());
-    let frames = group.frames + others.frames;
-    let counted = after.growth(before, "tidegate_socket_writes_total");
-    let writes = counted.map_or(frames, |count| count as u64);
-    let deliveries = group.deliveries + others.deliveries;
-    let cpu_us = window.cpu_ns as f64 / 1e3;
-    WindowResult {
-        events: window.events,
-        refused: window.refused,
-        expected,
-        deliveries: group.deliveries,
-        lost: expected.saturating_sub(group.deliveries),
-        duplicated: group.duplicated,
-        gaps: group.gaps,
-        errors: window.stats.error_count,
-        frames,
-        writes,
-        writes_counted: counted.is_some(),
-        reads: group.reads,
-        bytes: group.bytes,
-        seconds: window.seconds,
-        cpu_us_per_delivery: cpu_us / deliveries.max(1) as f64,
-        cpu_us_per_write: cpu_us / writes.max(1) as f64,
-        deliveries_per_second: deliveries as f64 / window.seconds,
-        writes_per_second: writes as f64 / window.seconds,
-        latency: group.latency.summary(),
-        lateness: window.lateness(),
-        server_cpu: cpu_us / 1e6 / window.seconds,
-        client_cpu: window.client_cpu_ns as f64 / 1e9 / window.seconds,
-        closed: window.stats.closed.clone(),
-        series: window.series.clone(),
-        curve: group.latency.curve(),
-    }
-}
-
 /// A second window in which some viewers do not read until its end.
 fn slow_window(
     options: &FanoutOptions,
@@ -455,7 +313,7 @@ fn slow_window(
     fleet.slow_read(false)?;
     let before = server.metrics();
     let window = drive::window(fleet, publisher, schedule, deadline, progress)?;
-    let stopped = relate(&window, options, &before, &server.metrics());
+    let stopped = relate(&window, options.rooms, &before, &server.metrics());
     let memory_kib = server.pid().and_then(sys::rss_kib);
     fleet.slow_read(true)?;
     // One more event: a gap is told when something can be sent again.
@@ -472,8 +330,7 @@ fn slow_window(
         gaps: slow.gaps,
         gap_dropped: slow.gap_dropped,
         expected,
-        unaccounted: i64::try_from(expected)?
-            - i64::try_from(slow.deliveries + slow.gap_dropped)?,
+        unaccounted: i64::try_from(expected)? - i64::try_from(slow.deliveries + slow.gap_dropped)?,
         alive: slow.viewers,
         closed: stats.closed,
     })
@@ -481,117 +338,10 @@ fn slow_window(
 
 fn publisher_nudge(publisher: &mut Publisher, window: &Window, rooms: u16) -> Result<()> {
     use crate::drive::Source as _;
-    (0..rooms).try_for_each(|room| {
-        publisher.send(room, window.next, sys::mono_us()).map(|_accepted| ())
-    })
+    (0..rooms)
+        .try_for_each(|room| publisher.send(room, window.next, sys::mono_us()).map(|_accepted| ()))
 }
 
 fn sys_sleep(us: u64) {
     std::thread::sleep(std::time::Duration::from_micros(us));
-}
-
-fn sections(round: &FanoutResult, number: usize) -> Vec<Section> {
-    let mut head = Section::new(&format!("round {number}"))
-        .line(
-            "joined",
-            format!(
-                "{} in {:.2} s, {:.0} per second",
-                round.joined,
-                round.join_seconds,
-                f64::from(round.joined) / round.join_seconds.max(1e-9)
-            ),
-        );
-    for (reason, count) in &round.failed {
-        head = head.line("FAILED", format!("{count}: {reason}"));
-    }
-    if let Some(memory) = round.memory {
-        head = head.line(
-            "memory",
-            format!(
-                "{:.0} bytes per idle viewer ({} KiB empty, {} KiB joined)",
-                memory.bytes_per_viewer, memory.empty_kib, memory.joined_kib
-            ),
-        );
-    }
-    head = head.line("frame", format!("{} bytes", round.frame_bytes));
-    let mut sections = vec![head, window_section(&round.window, "window")];
-    if let Some(slow) = &round.slow {
-        sections.push(window_section(&slow.stopped, "the others while some do not read"));
-        sections.push(slow_section(slow, &round.window));
-    }
-    sections
-}
-
-fn window_section(window: &WindowResult, title: &str) -> Section {
-    let reads = window.reads as f64 / window.deliveries.max(1) as f64;
-    let source = if window.writes_counted { "counted by the server" } else { "frames received" };
-    let mut section = Section::new(title)
-        .line(
-            "deliveries",
-            format!(
-                "{} of {} due ({} events): {:.0} per second",
-                window.deliveries, window.expected, window.events, window.deliveries_per_second
-            ),
-        )
-        .line(
-            "integrity",
-            format!(
-                "lost {}, duplicated {}, gap notices {}, broken promises {}",
-                window.lost, window.duplicated, window.gaps, window.errors
-            ),
-        )
-        .line(
-            "socket writes",
-            format!("{} ({source}): {:.0} per second", window.writes, window.writes_per_second),
-        )
-        .line("reads", format!("{reads:.2} per delivery, {} bytes in all", window.bytes))
-        .line(
-            "processor",
-            format!(
-                "{:.2} µs per delivery, {:.2} µs per socket write",
-                window.cpu_us_per_delivery, window.cpu_us_per_write
-            ),
-        )
-        .line("latency", window.latency.to_string())
-        .line("publisher", format!("late by {}", window.lateness))
-        .line("load", floor::load(window.server_cpu, window.client_cpu));
-    if window.refused > 0 {
-        section = section.line("REFUSED", format!("{} events", window.refused));
-    }
-    for (reason, count) in &window.closed {
-        section = section.line("CLOSED", format!("{count}: {reason}"));
-    }
-    section
-}
-
-fn slow_section(slow: &SlowResult, normal: &WindowResult) -> Section {
-    let mut section = Section::new("viewers that did not read")
-        .line(
-            "others' p99",
-            format!(
-                "{:.1} ms before, {:.1} ms meanwhile",
-                normal.latency.p99_ms, slow.stopped.latency.p99_ms
-            ),
-        )
-        .line(
-            "after reading",
-            format!(
-                "{} viewers: {} of {} events, {} gap notices naming {} as dropped, {} unaccounted, \
-                 {} still connected",
-                slow.viewers,
-                slow.deliveries,
-                slow.expected,
-                slow.gaps,
-                slow.gap_dropped,
-                slow.unaccounted,
-                slow.alive
-            ),
-        );
-    if let Some(kib) = slow.memory_kib {
-        section = section.line("server memory", format!("{kib} KiB at the end"));
-    }
-    for (reason, count) in &slow.closed {
-        section = section.line("closed", format!("{count}: {reason}"));
-    }
-    section
 }

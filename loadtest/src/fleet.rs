@@ -77,13 +77,8 @@ impl Fleet {
     /// Starts workers for a plan whose shares are dealt out to them.
     pub(crate) fn start(plan: &Plan, workers: u32, deadline: Deadline) -> Result<Fleet> {
         let (sender, reports) = channel();
-        let mut fleet = Fleet {
-            workers: Vec::new(),
-            reports,
-            sender,
-            done: HashMap::new(),
-            rooms: Vec::new(),
-        };
+        let mut fleet =
+            Fleet { workers: Vec::new(), reports, sender, done: HashMap::new(), rooms: Vec::new() };
         let pid = u8::try_from(std::process::id() % 200).unwrap_or(0);
         let number = FLEETS.fetch_add(1, Ordering::Relaxed);
         for (index, shares) in deal(&plan.shares, workers).into_iter().enumerate() {
@@ -100,7 +95,9 @@ impl Fleet {
             fleet.spawn(index)?;
             fleet.send(index, &Command::Prepare(Box::new(plan)))?;
         }
-        fleet.await_all(deadline, "preparing viewers", |report| matches!(report, Report::Prepared))?;
+        fleet.await_all(deadline, "preparing viewers", |report| {
+            matches!(report, Report::Prepared)
+        })?;
         Ok(fleet)
     }
 
@@ -192,7 +189,9 @@ impl Fleet {
             deadline.check("joining")?;
             let report = self.take(Duration::from_millis(2))?;
             match report {
-                Some((index, Report::Progress { joined, failed })) => seen[index] = (joined, failed),
+                Some((index, Report::Progress { joined, failed })) => {
+                    seen[index] = (joined, failed)
+                }
                 Some((index, Report::Settled { joined, failed, at_us })) => {
                     settled += 1;
                     seen[index] = (joined, failed.values().sum());
@@ -229,7 +228,9 @@ impl Fleet {
     /// Counters to zero.
     pub(crate) fn open_window(&mut self, deadline: Deadline) -> Result<()> {
         self.send_all(&Command::Window)?;
-        self.await_all(deadline, "opening a window", |report| matches!(report, Report::WindowOpen))?;
+        self.await_all(deadline, "opening a window", |report| {
+            matches!(report, Report::WindowOpen)
+        })?;
         Ok(())
     }
 

@@ -57,6 +57,9 @@ pub(crate) struct FloorOptions {
     run: RunOptions,
 }
 
+/// Sockets that the one writing process can hold.
+pub(crate) const MAX_SOCKETS: u32 = 19_000;
+
 /// A floor to measure.
 #[derive(Debug, Clone)]
 pub(crate) struct FloorPlan {
@@ -107,6 +110,9 @@ pub(crate) struct FloorResult {
 
 /// The command.
 pub(crate) fn command(options: &FloorOptions) -> Result<()> {
+    if options.viewers > MAX_SOCKETS {
+        bail!("the floor is one process of at most {MAX_SOCKETS} sockets");
+    }
     let deadline = Deadline::arm(options.run.max_seconds);
     let mut progress = Progress::new(options.run.quiet);
     let pinned = |text: &Option<String>, default: Vec<usize>| match text {
@@ -157,7 +163,10 @@ pub(crate) fn command(options: &FloorOptions) -> Result<()> {
 /// A round's result for people.
 pub(crate) fn section(round: &FloorResult, title: &str) -> Section {
     Section::new(title)
-        .line("sockets", format!("{} x {} bytes, {} bursts", round.viewers, round.bytes, round.bursts))
+        .line(
+            "sockets",
+            format!("{} x {} bytes, {} bursts", round.viewers, round.bytes, round.bursts),
+        )
         .line("processor", format!("{:.2} µs per write", round.cpu_us_per_write))
         .line("writes", format!("{:.0} per second", round.writes_per_second))
         .line("latency", round.latency.to_string())
@@ -167,8 +176,13 @@ pub(crate) fn section(round: &FloorResult, title: &str) -> Section {
 
 /// How busy both sides were; a client without room to spare distorts latency.
 pub(crate) fn load(server: f64, client: f64) -> String {
-    let warning = if client > 0.9 { " (the client is the limit: read latency with care)" } else { "" };
-    format!("server {:.0} %, client {:.0} % of a processor{warning}", server * 100.0, client * 100.0)
+    let warning =
+        if client > 0.9 { " (the client is the limit: read latency with care)" } else { "" };
+    format!(
+        "server {:.0} %, client {:.0} % of a processor{warning}",
+        server * 100.0,
+        client * 100.0
+    )
 }
 
 /// One round with fresh sockets.

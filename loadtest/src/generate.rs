@@ -147,7 +147,7 @@ fn model(shape: Shape) -> (Rate, Vec<Part>) {
         Shape::Flood => (
             rate(10.06, 0.61, 0.25, 0.0, 1),
             vec![
-                part("chat", 0.9617, (4.07, 0.75), Payload::Text(9.0, 1.07, 0.45, 0.14)),
+                part("chat", 0.9617, (4.07, 0.75), Payload::Text(9.0, 1.07, 0.34, 0.14)),
                 Part { amount: Amount::Ban, ..part("ban", 0.0383, (1.9, 0.81), Payload::None) },
             ],
         ),
@@ -156,7 +156,7 @@ fn model(shape: Shape) -> (Rate, Vec<Part>) {
             vec![part("chat", 1.0, (3.9, 0.8), Payload::Text(12.0, 1.25, 0.35, 0.12))],
         ),
         Shape::Gifts => (
-            rate(2.86, 0.69, 0.995, 0.0, 600),
+            rate(2.86, 0.52, 0.98, 0.0, 600),
             vec![
                 part("enter", 0.4883, (3.4, 0.7), Payload::None),
                 Part {
@@ -177,7 +177,7 @@ fn model(shape: Shape) -> (Rate, Vec<Part>) {
             ],
         ),
         Shape::Combos => (
-            rate(0.619, 1.02, 0.995, 0.0, 1),
+            rate(0.619, 1.02, 0.98, 0.0, 1),
             vec![
                 part("chat", 0.633, (2.9, 0.6), Payload::Text(15.0, 0.7, 0.35, 0.1)),
                 Part {
@@ -421,8 +421,8 @@ mod tests {
         }
         bins.sort_unstable();
         let mean = events.len() as f64 / f64::from(seconds);
-        let variance = bins.iter().map(|&n| (f64::from(n) - mean).powi(2)).sum::<f64>()
-            / f64::from(seconds);
+        let variance =
+            bins.iter().map(|&n| (f64::from(n) - mean).powi(2)).sum::<f64>() / f64::from(seconds);
         (mean, bins[bins.len() * 99 / 100], bins[bins.len() - 1], variance / mean)
     }
 

@@ -68,8 +68,9 @@ fn curve(points: &[(f64, f64)]) -> String {
         .filter(|(quantile, _)| *quantile < 1.0)
         .map(|&(quantile, ms)| (-(1.0 - quantile).log10(), ms))
         .collect();
-    let ticks = [(0.0, "0"), (1.0, "90 %"), (2.0, "99"), (3.0, "99.9"), (4.0, "99.99"), (5.0, "99.999")]
-        .map(|(at, label)| (at, label.to_owned()));
+    let ticks =
+        [(0.0, "0"), (1.0, "90 %"), (2.0, "99"), (3.0, "99.9"), (4.0, "99.99"), (5.0, "99.999")]
+            .map(|(at, label)| (at, label.to_owned()));
     draw("latency in ms by percentile", &stretched, &ticks)
 }
 
@@ -90,8 +91,8 @@ fn draw(title: &str, points: &[(f64, f64)], x_ticks: &[(f64, String)]) -> String
     }
     let x_max = points.iter().map(|point| point.0).fold(1e-9, f64::max);
     let y_step = nice(points.iter().map(|point| point.1).fold(1e-9, f64::max) / 4.0);
-    let y_max = (points.iter().map(|point| point.1).fold(0.0, f64::max) / y_step).ceil().max(1.0)
-        * y_step;
+    let y_max =
+        (points.iter().map(|point| point.1).fold(0.0, f64::max) / y_step).ceil().max(1.0) * y_step;
     let x = |value: f64| LEFT + value / x_max * (WIDTH - LEFT - 10.0);
     let y = |value: f64| HEIGHT - BOTTOM - value / y_max * (HEIGHT - BOTTOM - TOP);
     let mut out = format!(
@@ -120,7 +121,8 @@ fn draw(title: &str, points: &[(f64, f64)], x_ticks: &[(f64, String)]) -> String
             escape(label)
         );
     }
-    let path: Vec<String> = points.iter().map(|&(a, b)| format!("{:.1},{:.1}", x(a), y(b))).collect();
+    let path: Vec<String> =
+        points.iter().map(|&(a, b)| format!("{:.1},{:.1}", x(a), y(b))).collect();
     let _ = write!(out, "<polyline class=\"line\" points=\"{}\"/></svg></figure>", path.join(" "));
     out
 }

@@ -97,8 +97,7 @@ pub(crate) fn command(options: &JoinsOptions) -> Result<()> {
     let mut progress = Progress::new(options.run.quiet);
     let (_, client_cpus) = options.server.processors()?;
     sys::pin(&client_cpus)?;
-    let mut server =
-        Server::start(&options.server, options.viewers + options.with_room, deadline)?;
+    let mut server = Server::start(&options.server, options.viewers + options.with_room, deadline)?;
     let outcome = measure(options, &server, client_cpus.len(), deadline, &mut progress);
     if !server.runs() {
         bail!("the server ended during the run; its log ends:\n{}", server.log_tail());
@@ -126,12 +125,8 @@ fn measure(
     let workers = fleet::workers_for(options.viewers, options.workers, processors);
     // Prepared first: tokens are not minted during the storm.
     let mut storm = Fleet::start(&storm_plan(options, server), workers, deadline)?;
-    let before = Schedule {
-        rooms: 1,
-        first: 0,
-        pace: Pace::Rate(options.rate),
-        seconds: options.before,
-    };
+    let before =
+        Schedule { rooms: 1, first: 0, pace: Pace::Rate(options.rate), seconds: options.before };
     let before = drive::window(&mut room, &mut publisher, before, deadline, progress)?;
     progress.stage("joins: storm");
     let cpu = server.pid().and_then(sys::cpu_ns).unwrap_or(0);

@@ -4,7 +4,9 @@
 //! hold the sockets. Both the server and the bare floor go through the same
 //! window (`drive`), so that their figures compare.
 
+mod book;
 mod check;
+mod connect;
 mod drive;
 mod fanout;
 mod fleet;

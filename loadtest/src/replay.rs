@@ -1,26 +1,28 @@
 //! A recorded room through the publisher API, to viewers that check that what
 //! arrives equals what was accepted, and what merging saved.
 
-use std::collections::BTreeMap;
+mod result;
+
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use serde::Serialize;
 use serde_json::value::RawValue;
 
+use self::result::{Naive, ReplayResult, age_curve, balance_section, check_section, saved_section};
+use crate::drive::Sampler;
 use crate::fleet::{self, Fleet, Joined};
 use crate::hist::Recorded;
 use crate::http::Client;
-use crate::ledger::{Balance, Ledger, Rules};
+use crate::ledger::{Ledger, Rules};
 use crate::protocol::{Mode, Plan, Share, Stats};
 use crate::publish::{Answer, EventResult};
 use crate::report::{Output, Section};
 use crate::run::{Deadline, Progress, RunOptions};
 use crate::server::{Metrics, Server, ServerOptions};
+use crate::sys;
 use crate::trace::{self, TraceEvent};
 use crate::viewer::marked_payload;
-use crate::{sys, wsclient};
 
 /// Viewers of every worker that record all they see.
 const RECORDERS: u32 = 2;
@@ -69,36 +71,6 @@ pub(crate) struct ReplayOptions {
     run: RunOptions,
 }
 
-/// What was found.
-#[derive(Debug, Default, Serialize)]
-struct ReplayResult {
-    viewers: u32,
-    events: u64,
-    accepted: u64,
-    rejected: BTreeMap<String, u64>,
-    not_sent: u64,
-    spread: bool,
-    seconds: f64,
-    recorders: u64,
-    balance: Balance,
-    /// Streams of the other viewers that differ from each other.
-    distinct_streams: u64,
-    same_as_first: u64,
-    stream_errors: u64,
-    gaps: u64,
-    frames: u64,
-    writes: u64,
-    writes_counted: bool,
-    bytes: u64,
-    naive_writes: u64,
-    naive_bytes: u64,
-    writes_saved: f64,
-    bytes_saved: f64,
-    restarts: u64,
-    server_cpu_us: f64,
-    age_ms: BTreeMap<u64, u64>,
-}
-
 /// The command.
 pub(crate) fn command(options: &ReplayOptions) -> Result<()> {
     let deadline = Deadline::arm(options.run.max_seconds);
@@ -133,6 +105,7 @@ pub(crate) fn command(options: &ReplayOptions) -> Result<()> {
             ..ReplayResult::default()
         },
         late: crate::hist::new(),
+        sampler: Sampler::new(server.pid()),
     };
     let workers = fleet::workers_for(options.viewers, options.workers, client_cpus.len());
     let outcome = replay.run(&server, &trace.events, workers, deadline, &mut progress);
@@ -162,13 +135,7 @@ struct Replay<'a> {
     naive: Naive,
     result: ReplayResult,
     late: hdrhistogram::Histogram<u64>,
-}
-
-/// One message per event per viewer: what merging is compared to.
-#[derive(Default)]
-struct Naive {
-    frames: u64,
-    bytes: u64,
+    sampler: Sampler,
 }
 
 impl Replay<'_> {
@@ -264,6 +231,7 @@ impl Replay<'_> {
                 return Ok(());
             }
             let now = sys::mono_us();
+            self.sampler.sample(start);
             let ready = due[next..].iter().take_while(|due| **due <= now).count();
             if ready == 0 {
                 let until = due[next].max(now + TICK_US);
@@ -271,9 +239,8 @@ impl Replay<'_> {
                 continue;
             }
             let count = ready.min(self.options.batch);
-            let batch: Vec<(String, &TraceEvent)> = (next..next + count)
-                .map(|index| (format!("e{index}"), &events[index].1))
-                .collect();
+            let batch: Vec<(String, &TraceEvent)> =
+                (next..next + count).map(|index| (format!("e{index}"), &events[index].1)).collect();
             if self.speed.is_finite() {
                 self.late.saturating_record(now - due[next]);
             }
@@ -388,7 +355,8 @@ impl Replay<'_> {
             events =
                 events.line("NOT SENT", format!("{}: --max-seconds was over", result.not_sent));
         }
-        events = events.line("publisher", format!("late by {}", Recorded::of(&self.late).summary()));
+        events =
+            events.line("publisher", format!("late by {}", Recorded::of(&self.late).summary()));
         output.print(events);
         output.print(balance_section(result));
         output.print(check_section(result));
@@ -400,117 +368,15 @@ impl Replay<'_> {
         output.figure("balanced", f64::from(u8::from(ok)));
         output.figure("writes_saved", result.writes_saved);
         output.figure("bytes_saved", result.bytes_saved);
-        output.figure("server_cpu_us_per_write", result.server_cpu_us / result.writes.max(1) as f64);
+        output
+            .figure("server_cpu_us_per_write", result.server_cpu_us / result.writes.max(1) as f64);
+        output.plots("replay", &self.sampler.series, &age_curve(&result.age_ms));
         output.attach("result", result)?;
         output.finish(&self.options.run)?;
         if !ok {
             bail!("the replay does not balance");
         }
         Ok(())
-    }
-}
-
-fn balance_section(result: &ReplayResult) -> Section {
-    let mut section = Section::new("accepted = delivered + merged + dropped (+ gaps of the viewer)");
-    let mut sum = crate::ledger::KindBalance::default();
-    for (kind, line) in &result.balance.kinds {
-        sum.accepted += line.accepted;
-        sum.delivered += line.delivered;
-        sum.merged += line.merged;
-        sum.dropped += line.dropped;
-        sum.gap += line.gap;
-        section = section.line(kind, balance_line(line));
-    }
-    section.line("all", balance_line(&sum))
-}
-
-fn balance_line(line: &crate::ledger::KindBalance) -> String {
-    format!(
-        "{:>7} = {:>7} + {:>7} + {:>7} (+ {})",
-        line.accepted, line.delivered, line.merged, line.dropped, line.gap
-    )
-}
-
-fn check_section(result: &ReplayResult) -> Section {
-    let mut section = Section::new("check")
-        .line(
-            "recorders",
-            format!(
-                "{} viewers compared in full, {} sums to the unit ({} combos began anew)",
-                result.recorders, result.balance.sums, result.restarts
-            ),
-        )
-        .line(
-            "all viewers",
-            format!(
-                "{} of {} received the same stream, byte for byte; {} distinct",
-                result.same_as_first, result.viewers, result.distinct_streams
-            ),
-        )
-        .line(
-            "errors",
-            format!(
-                "{} in the balance, {} in streams, {} gap notices",
-                result.balance.error_count, result.stream_errors, result.gaps
-            ),
-        )
-        .line("age", format!("from acceptance to arrival: {}", ages(&result.age_ms)));
-    for error in &result.balance.errors {
-        section = section.line("ERROR", error.clone());
-    }
-    section
-}
-
-fn ages(age_ms: &BTreeMap<u64, u64>) -> String {
-    let mut histogram = crate::hist::new();
-    for (ms, count) in age_ms {
-        histogram.saturating_record_n(ms * 1_000, *count);
-    }
-    Recorded::of(&histogram).summary().to_string()
-}
-
-fn saved_section(result: &ReplayResult) -> Section {
-    let source = if result.writes_counted { "counted by the server" } else { "frames received" };
-    Section::new("against one message per event per viewer")
-        .line(
-            "socket writes",
-            format!(
-                "{} ({source}) instead of {}: {:.1} times fewer",
-                result.writes, result.naive_writes, result.writes_saved
-            ),
-        )
-        .line(
-            "bytes",
-            format!(
-                "{} instead of {}: {:.1} times fewer",
-                result.bytes, result.naive_bytes, result.bytes_saved
-            ),
-        )
-        .line(
-            "processor",
-            format!("{:.1} µs per socket write", result.server_cpu_us / result.writes.max(1) as f64),
-        )
-}
-
-impl Naive {
-    /// The frame with this one event, in the shape of the JSON subprotocol.
-    fn add(&mut self, room: &str, id: &str, event: &TraceEvent, seq: Option<u64>) {
-        let numbers = seq.map_or_else(String::new, |seq| format!("\"seq\":{seq},"));
-        let seq = seq.unwrap_or_default();
-        let user = event.user.as_deref().unwrap_or_default();
-        let mut text = format!(
-            "{{\"frame\":{{\"room\":\"{room}\",\"epoch\":1234567890123,\"first_seq\":{seq},\
-             \"last_seq\":{seq},\"important\":1,\"time_ms\":1234567890123,\"events\":[{{\
-             \"id\":\"{id}\",\"kind\":\"{}\",\"user\":\"{user}\",{numbers}\"payload\":{},\
-             \"time_ms\":1234567890123}}],\"totals\":[]}}}}",
-            event.kind,
-            event.payload.as_ref().map_or("null", |payload| payload.get())
-        )
-        .len();
-        text += event.key.as_ref().map_or(0, |key| key.len() + ",\"key\":\"\"".len());
-        text += event.amount.map_or(0, |n| n.to_string().len() + ",\"amount\":".len());
-        self.frames += 1;
-        self.bytes += (text + wsclient::server_header_bytes(text)) as u64;
     }
 }
 
@@ -537,7 +403,8 @@ mod tests {
 
     #[test]
     fn bodies_are_json_and_keep_the_payload_as_written() {
-        let line = r#"{"t_ms":0,"kind":"gift","user":"a\"b","payload":{"x": 1.0},"key":"k","amount":2}"#;
+        let line =
+            r#"{"t_ms":0,"kind":"gift","user":"a\"b","payload":{"x": 1.0},"key":"k","amount":2}"#;
         let event: TraceEvent = serde_json::from_str(line).unwrap();
         let body = body("e1", &event);
         assert!(body.contains(r#""payload":{"x": 1.0}"#));

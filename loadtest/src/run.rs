@@ -37,6 +37,8 @@ impl Deadline {
     /// child, if the run does not end by itself.
     pub(crate) fn arm(seconds: u64) -> Self {
         let limit = Duration::from_secs(seconds);
+        // The load average is of interest before we make a load.
+        crate::sys::machine();
         std::thread::spawn(move || {
             std::thread::sleep(limit + GUARD);
             let _ = writeln!(std::io::stderr(), "\nthe run did not end in time: ended");
@@ -96,11 +98,8 @@ impl Progress {
             return;
         }
         self.told = Some(Instant::now());
-        let line = if news.is_empty() {
-            self.label.clone()
-        } else {
-            format!("{}: {news}", self.label)
-        };
+        let line =
+            if news.is_empty() { self.label.clone() } else { format!("{}: {news}", self.label) };
         let mut stderr = std::io::stderr().lock();
         // Progress that cannot be shown is not worth failing for.
         let _ = if self.terminal {

@@ -125,8 +125,13 @@ pub(crate) struct Machine {
     pub(crate) load_average: String,
 }
 
-/// Describes this machine.
+/// Describes this machine, as it was when first asked.
 pub(crate) fn machine() -> Machine {
+    static MACHINE: OnceLock<Machine> = OnceLock::new();
+    MACHINE.get_or_init(look).clone()
+}
+
+fn look() -> Machine {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");
     let cpu = cpuinfo

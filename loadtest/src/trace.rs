@@ -133,7 +133,8 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back_plain_or_compressed() {
-        let line = r#"{"t_ms":5,"kind":"gift","user":"u1","payload":{"a": 1.50},"key":"k","amount":3}"#;
+        let line =
+            r#"{"t_ms":5,"kind":"gift","user":"u1","payload":{"a": 1.50},"key":"k","amount":3}"#;
         let bare = r#"{"t_ms":7,"kind":"control"}"#;
         let events: Vec<TraceEvent> =
             [line, bare].iter().map(|line| serde_json::from_str(line).unwrap()).collect();

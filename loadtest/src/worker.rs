@@ -1,33 +1,22 @@
 //! A worker process: one thread, one readiness loop, many thousand viewers.
 
-use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
-use mio::net::TcpStream;
+use anyhow::{Context, Result, anyhow};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::book::{Answer, Book};
+use crate::connect::Connecting;
 use crate::protocol::{Command, Mode, Plan, Report};
 use crate::sys;
 use crate::token;
-use crate::viewer::{Answer, Book, Phase, UNCHECKED, Viewer};
+use crate::viewer::{Phase, UNCHECKED, Viewer};
 use crate::wsclient::{self, Parsed, Upgrade};
 
-/// Connections made from one source address: each has an explicit port, so
-/// that `connect` need not search for one.
-const PORTS_PER_ADDRESS: u16 = 10_000;
-/// Outside the range from which the kernel itself chooses.
-const FIRST_PORT: u16 = 20_000;
 /// The one read buffer.
 const READ_BUFFER: usize = 256 * 1024;
-/// Receive buffer of slow viewers; the kernel doubles it.
-const SLOW_RECEIVE_BUFFER: usize = 4096;
-/// A connection that has not joined after this long has failed.
-const JOIN_LIMIT_US: u64 = 30_000_000;
 
 const STDIN: Token = Token(usize::MAX);
 
@@ -63,17 +52,6 @@ struct Worker {
     connecting: Option<Connecting>,
     slow_stopped: bool,
     quit: bool,
-}
-
-/// The connection phase.
-struct Connecting {
-    started_us: u64,
-    next: usize,
-    in_progress: u32,
-    joined: u32,
-    failed: BTreeMap<String, u32>,
-    ports: Ports,
-    told_us: u64,
 }
 
 impl Worker {
@@ -117,9 +95,7 @@ impl Worker {
             for (room, n) in self.book.newly_done() {
                 report(&Report::Done { room, n })?;
             }
-            if self.connecting.is_some() {
-                self.connect_more()?;
-            }
+            self.connect_more()?;
         }
         Ok(())
     }
@@ -153,15 +129,7 @@ impl Worker {
             }
             Command::Connect => {
                 let plan = self.plan.as_ref().context("connect before prepare")?;
-                self.connecting = Some(Connecting {
-                    started_us: sys::mono_us(),
-                    next: 0,
-                    in_progress: 0,
-                    joined: 0,
-                    failed: BTreeMap::new(),
-                    ports: Ports::new(plan.source),
-                    told_us: 0,
-                });
+                self.connecting = Some(Connecting::new(plan.source));
                 Ok(())
             }
             Command::Window => {
@@ -224,88 +192,18 @@ impl Worker {
         Ok(())
     }
 
-    /// Starts connections as rate and limit allow, and says how far it is.
     fn connect_more(&mut self) -> Result<()> {
-        let Some(mut connecting) = self.connecting.take() else { return Ok(()) };
-        let Some(plan) = self.plan.take() else { bail!("connecting without a plan") };
-        let now = sys::mono_us();
-        let elapsed = now - connecting.started_us;
-        let allowed = match plan.connect_rate {
-            0 => usize::MAX,
-            rate => usize::try_from(elapsed * u64::from(rate) / 1_000_000 + 1)?,
+        let (Some(connecting), Some(plan)) = (&mut self.connecting, &self.plan) else {
+            return Ok(());
         };
-        let mut started = 0;
-        while connecting.next < self.viewers.len().min(allowed)
-            && connecting.in_progress < plan.in_progress
-            && started < 64
-        {
-            let index = connecting.next;
-            connecting.next += 1;
-            started += 1;
-            match self.connect(index, &plan, &mut connecting.ports) {
-                Ok(()) => connecting.in_progress += 1,
-                Err(error) => {
-                    *connecting.failed.entry(format!("connect: {error:#}")).or_default() += 1;
-                }
-            }
-        }
-        if now - connecting.told_us > 250_000 {
-            connecting.told_us = now;
-            self.expire(&mut connecting, now);
-            let failed = connecting.failed.values().sum();
-            report(&Report::Progress { joined: connecting.joined, failed })?;
-        }
-        let settled = connecting.next == self.viewers.len() && connecting.in_progress == 0;
-        self.plan = Some(plan);
-        if settled {
+        let Some(news) = connecting.more(plan, &mut self.viewers, self.poll.registry()) else {
+            return Ok(());
+        };
+        if matches!(news, Report::Settled { .. }) {
+            self.connecting = None;
             self.joins = Vec::new();
-            let Connecting { joined, failed, .. } = connecting;
-            return report(&Report::Settled { joined, failed, at_us: sys::mono_us() });
         }
-        self.connecting = Some(connecting);
-        Ok(())
-    }
-
-    fn expire(&mut self, connecting: &mut Connecting, now: u64) {
-        for viewer in &mut self.viewers[..connecting.next] {
-            let waits = !matches!(viewer.phase, Phase::Live | Phase::Closed);
-            if waits && now.saturating_sub(viewer.next) > JOIN_LIMIT_US {
-                let phase = viewer.phase;
-                viewer.phase = Phase::Closed;
-                viewer.stream = None;
-                connecting.in_progress -= 1;
-                *connecting.failed.entry(format!("no answer while {phase:?}")).or_default() += 1;
-            }
-        }
-    }
-
-    fn connect(&mut self, index: usize, plan: &Plan, ports: &mut Ports) -> Result<()> {
-        let viewer = &mut self.viewers[index];
-        let now = sys::mono_us();
-        let socket = Socket::new(Domain::for_address(plan.addr), Type::STREAM, Some(Protocol::TCP))
-            .context("socket")?;
-        socket.set_nonblocking(true)?;
-        socket.set_tcp_nodelay(true)?;
-        if viewer.slow {
-            socket.set_recv_buffer_size(SLOW_RECEIVE_BUFFER)?;
-        }
-        // A reset at the end instead of a handshake and a minute of TIME_WAIT.
-        socket.set_linger(Some(Duration::ZERO))?;
-        if plan.addr.ip().is_loopback() && plan.addr.is_ipv4() {
-            ports.bind(&socket)?;
-        }
-        match socket.connect(&plan.addr.into()) {
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
-            other => other.context("connect")?,
-        }
-        let mut stream = TcpStream::from_std(socket.into());
-        // Edge-triggered: writability is told once, when the connection stands.
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        self.poll.registry().register(&mut stream, Token(index), interest)?;
-        viewer.stream = Some(stream);
-        viewer.phase = Phase::Connecting;
-        viewer.next = now;
-        Ok(())
+        report(&news)
     }
 
     /// A socket has something to say.
@@ -346,8 +244,7 @@ impl Worker {
     fn live(&mut self, index: usize) {
         self.book.joined(&mut self.viewers[index], sys::mono_us());
         if let Some(connecting) = &mut self.connecting {
-            connecting.joined += 1;
-            connecting.in_progress -= 1;
+            connecting.joined();
         }
     }
 
@@ -360,8 +257,7 @@ impl Worker {
             Phase::Live => self.book.left(viewer, reason),
             _ => {
                 if let Some(connecting) = &mut self.connecting {
-                    connecting.in_progress -= 1;
-                    *connecting.failed.entry(reason).or_default() += 1;
+                    connecting.failed(reason);
                 }
             }
         }
@@ -384,7 +280,8 @@ impl Worker {
             let viewer = &mut self.viewers[index];
             let Some(stream) = &mut viewer.stream else { return Ok(None) };
             let mut kept = 0;
-            if let Some(partial) = viewer.partial.take() {
+            if !viewer.partial.is_empty() {
+                let partial = std::mem::take(&mut viewer.partial);
                 if partial.len() >= buffer.len() / 2 {
                     // A frame larger than the shared buffer: collected aside.
                     return self.receive_large(index, partial);
@@ -420,7 +317,7 @@ impl Worker {
         }
     }
 
-    fn receive_large(&mut self, index: usize, mut partial: Box<Vec<u8>>) -> Result<Option<String>> {
+    fn receive_large(&mut self, index: usize, mut partial: Vec<u8>) -> Result<Option<String>> {
         loop {
             let viewer = &mut self.viewers[index];
             let Some(stream) = &mut viewer.stream else { return Ok(None) };
@@ -431,7 +328,7 @@ impl Worker {
                 Ok(read) => read,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     partial.truncate(start);
-                    viewer.partial = Some(partial);
+                    viewer.partial = partial;
                     return Ok(None);
                 }
                 Err(error) => return Ok(Some(format!("read: {error}"))),
@@ -458,7 +355,7 @@ impl Worker {
 
     fn keep(&mut self, index: usize, rest: &[u8]) {
         if !rest.is_empty() {
-            self.viewers[index].partial = Some(Box::new(rest.to_vec()));
+            self.viewers[index].partial = rest.to_vec();
         }
     }
 
@@ -547,39 +444,5 @@ fn close_reason(payload: &[u8]) -> String {
             format!("close {code} {}", String::from_utf8_lossy(text))
         }
         _ => "close without a code".into(),
-    }
-}
-
-/// Source addresses and ports, handed out one after the other.
-struct Ports {
-    net: [u8; 2],
-    address: u8,
-    port: u16,
-}
-
-impl Ports {
-    fn new(net: [u8; 2]) -> Self {
-        Self { net, address: 1, port: 0 }
-    }
-
-    /// Binds to the next pair that is free.
-    fn bind(&mut self, socket: &Socket) -> Result<()> {
-        // Others' connections of a minute ago do not matter: their server's
-        // port was another.
-        socket.set_reuse_address(true)?;
-        for _ in 0..PORTS_PER_ADDRESS {
-            if self.port == PORTS_PER_ADDRESS {
-                self.port = 0;
-                self.address = self.address.checked_add(1).context("out of source addresses")?;
-            }
-            let address = Ipv4Addr::new(127, self.net[0], self.net[1], self.address);
-            let source = SocketAddrV4::new(address, FIRST_PORT + self.port);
-            self.port += 1;
-            match socket.bind(&SocketAddr::V4(source).into()) {
-                Err(error) if error.kind() == ErrorKind::AddrInUse => {}
-                other => return other.with_context(|| format!("bind {source}")),
-            }
-        }
-        bail!("no free port on a source address")
     }
 }

@@ -60,7 +60,8 @@ fn section(
         line.push_str(&format!(" {}{key}={value}", if own { "*" } else { "" }));
     }
     if !line.is_empty() {
-        lines.push(format!("[{name}]{line}"));
+        let header = if name.is_empty() { String::new() } else { format!("[{name}]") };
+        lines.push(format!("{header}{line}").trim_start().to_owned());
     }
     for (key, value) in values {
         if let toml::Value::Table(inner) = value {

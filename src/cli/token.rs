@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 
 use super::{duration, environment};
@@ -95,9 +95,12 @@ impl TokenSource {
         const TTL: Duration = Duration::from_secs(12 * 3_600);
         match &self.token {
             Some(token) => Ok(token.clone()),
-            None => self.key.mint(claims, TTL, Some(port)).context(
-                "give --token, or --config with the server's file, or start `tidegate serve` here",
-            ),
+            None => self.key.mint(claims, TTL, Some(port)).map_err(|error| {
+                anyhow!(
+                    "{error:#}\n  give --token, or --config with the server's file, or run \
+                     `tidegate serve` on this machine"
+                )
+            }),
         }
     }
 }

@@ -53,7 +53,8 @@ impl Drops {
     }
 
     fn add_other(&mut self, kind: &Kind, count: u64) {
-        match self.kinds.get_mut(MAX_KINDS) {
+        // A kind may really have that name: one frame names it once.
+        match self.kinds.iter_mut().find(|dropped| *dropped.kind.name == *OTHER) {
             Some(other) => other.count += count,
             None => {
                 let kind = Arc::new(Kind { name: OTHER.into(), ..kind.clone() });
@@ -83,5 +84,16 @@ mod tests {
         assert_eq!(list.iter().map(|d| d.count).sum::<u64>(), 600);
         assert_eq!((&*list[64].kind.name, list[64].count), (OTHER, 3 * 136));
         assert!(drops.take().is_empty());
+    }
+
+    #[test]
+    fn a_kind_that_is_really_called_other_is_named_once() {
+        let mut drops = Drops::default();
+        for name in (0..100).map(|i| if i == 3 { OTHER.into() } else { format!("k{i}") }) {
+            drops.add(&chat("c").kind(|k| k.name = name.into()).event().kind, 1);
+        }
+        let list = drops.take();
+        assert_eq!(list.iter().filter(|d| &*d.kind.name == OTHER).count(), 1);
+        assert_eq!(list.iter().map(|d| d.count).sum::<u64>(), 100);
     }
 }

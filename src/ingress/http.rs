@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{FromRequest as _, Path, Query, Request, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
 use axum::http::{HeaderMap, Method, Response, StatusCode};
 use axum::response::IntoResponse as _;
 use axum::routing::get;
+use bytes::BytesMut;
+use http_body_util::BodyExt as _;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::oneshot;
@@ -34,6 +36,11 @@ use crate::wire::json as wire_json;
 
 /// The document that describes this interface.
 pub const OPENAPI: &str = include_str!("../../docs/openapi.json");
+
+/// Bytes of an oversized body that are read and thrown away.
+const DISCARD_BYTES: usize = 8 << 20;
+/// Time that may take.
+const DISCARD_TIME: Duration = Duration::from_secs(2);
 
 /// What a request handler needs.
 pub struct Api {
@@ -374,25 +381,46 @@ async fn read_body(api: &Api, request: Request) -> Result<Bytes, ApiError> {
         let reason = format!("a body has at most {} bytes", api.max_body);
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", reason)
     };
-    // A declared length is judged before a byte of it is read.
-    let declared = request.headers().get("content-length").and_then(|v| v.to_str().ok());
-    if declared.and_then(|v| v.parse::<usize>().ok()).is_some_and(|n| n > api.max_body) {
-        return Err(too_large());
-    }
-    let (parts, body) = request.into_parts();
-    let limited = Body::new(http_body_util::Limited::new(body, api.max_body));
-    let read = Bytes::from_request(Request::from_parts(parts, limited), &());
+    let mut body = request.into_body();
+    let mut bytes = BytesMut::new();
+    let read = async {
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame?.into_data() else { continue };
+            if bytes.len() + data.len() > api.max_body {
+                discard(&mut body).await;
+                return Ok(false);
+            }
+            bytes.extend_from_slice(&data);
+        }
+        Ok::<bool, axum::Error>(true)
+    };
     match timeout(api.timeout, read).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) if error.status() == StatusCode::PAYLOAD_TOO_LARGE => Err(too_large()),
+        Ok(Ok(true)) => Ok(bytes.freeze()),
+        Ok(Ok(false)) => Err(too_large()),
         Ok(Err(error)) => {
-            Err(ApiError::new(StatusCode::BAD_REQUEST, "unreadable_body", error.body_text()))
+            Err(ApiError::new(StatusCode::BAD_REQUEST, "unreadable_body", error.to_string()))
         }
         Err(_) => {
             let reason = "the body did not arrive in time";
             Err(ApiError::temporary(StatusCode::REQUEST_TIMEOUT, "request_timeout", reason))
         }
     }
+}
+
+/// Reads on for a while without keeping anything: a caller that is still
+/// sending when the connection closes sees a reset instead of the answer.
+async fn discard(body: &mut Body) {
+    let mut left = DISCARD_BYTES;
+    let read = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // Whoever takes longer has had its chance to hear.
+    let _ = timeout(DISCARD_TIME, read).await;
 }
 
 /// Headers every answer carries: a browser must not guess types, nor frame the

@@ -276,6 +276,33 @@ impl Path for LocalShards {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::event::Payload;
+    use crate::engine::ids::Tier;
+    use crate::engine::kind::{Kind, Lane, Merge};
+    use crate::engine::time::Time;
+
+    fn event() -> Event {
+        let kind = Kind {
+            name: "chat".into(),
+            lane: Lane::Ordered,
+            merge: Merge::Append,
+            tier: Tier(3),
+            ttl: None,
+            max_payload_bytes: 100,
+            viewer_publish: true,
+            idle_reset: None,
+        };
+        Event {
+            id: "1".into(),
+            kind: Arc::new(kind),
+            user: "u".into(),
+            payload: Payload { bytes: Bytes::new(), json: false },
+            key: None,
+            amount: None,
+            ttl: None,
+            received: Time::default(),
+        }
+    }
 
     #[test]
     fn rooms_spread_over_all_shards() {
@@ -290,11 +317,16 @@ mod tests {
 
     #[test]
     fn a_full_mailbox_refuses_and_an_emptied_one_accepts() {
-        let (shards, inboxes) = LocalShards::new(1, 0);
+        let (shards, inboxes) = LocalShards::new(1, 3);
         let room = RoomId::new("r").expect("valid");
-        assert_eq!(shards.publish(room.clone(), Vec::new(), Origin::Nobody), Ok(()));
-        assert_eq!(shards.queued(0), 0);
-        drop(inboxes);
-        assert_eq!(shards.publish(room, Vec::new(), Origin::Nobody), Ok(()));
+        let events = |n: usize| -> Vec<Event> {
+            (0..n).map(|_| event()).collect()
+        };
+        let publish = |n| shards.publish(room.clone(), events(n), Origin::Nobody);
+        assert_eq!(publish(2), Ok(()));
+        assert_eq!(publish(2), Err(MailboxFull));
+        assert_eq!(shards.queued(0), 2);
+        inboxes[0].taken(2);
+        assert_eq!(publish(3), Ok(()));
     }
 }

@@ -55,7 +55,10 @@ export class Server {
     for (const stream of [this.child.stdout, this.child.stderr]) {
       stream.on("data", (data) => (this.log = (this.log + data).slice(-20_000)));
     }
-    this.exited = once(this.child, "exit");
+    this.stopping = false;
+    this.exited = once(this.child, "exit").then(([code, signal]) => {
+      if (!this.stopping) console.error(`the server ended by itself (${code ?? signal}):\n${this.log}`);
+    });
     for (let tries = 0; tries < 100; tries += 1) {
       if (this.child.exitCode !== null) break;
       const answer = await fetch(`${this.url}/demo/session`).catch(() => null);
@@ -66,6 +69,7 @@ export class Server {
   }
 
   async stop(signal = "SIGTERM") {
+    this.stopping = true;
     if (this.child.exitCode === null && this.child.signalCode === null) this.child.kill(signal);
     await this.exited;
   }

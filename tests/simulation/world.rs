@@ -25,7 +25,7 @@ pub(crate) const START: Time = Time::from_millis(1_700_000_000_000);
 /// Just before the hour in which all user levels change, so that they do.
 const HOUR_IN: Duration = Duration::from_secs(3_600 - 1_700_000_000 % 3_600);
 const ROOMS: usize = 10;
-const LENGTH: Duration = Duration::from_secs(8);
+const LENGTH: Duration = Duration::from_secs(5);
 
 /// What happened in a run: a simulation in which something never happens tests
 /// nothing of it.

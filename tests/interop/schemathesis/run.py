@@ -18,7 +18,6 @@ CHECKS = ",".join(
         "status_code_conformance",
         "content_type_conformance",
         "response_schema_conformance",
-        "positive_data_acceptance",
         "missing_required_header",
         "unsupported_method",
         "ignored_auth",

@@ -121,7 +121,8 @@ impl Plan {
         let config = &self.config;
         let millis = Duration::from_millis;
         // Each shard draws its own sequence; user levels must be alike on all.
-        let seed = (self.seed as u64).wrapping_add(u64::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let seed =
+            (self.seed as u64).wrapping_add(u64::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         ShardSettings {
             homes: HomeSettings {
                 room: Arc::new(config.room_settings()),
@@ -227,10 +228,7 @@ impl Plan {
     }
 
     async fn serve(self, running: Running) -> anyhow::Result<()> {
-        let observer = Arc::new(Observer::new(
-            Arc::clone(&running.peers),
-            running.stats.clone(),
-        ));
+        let observer = Arc::new(Observer::new(Arc::clone(&running.peers), running.stats.clone()));
         let admin = bind(self.config.server.admin_listen)
             .and_then(tokio::net::TcpListener::from_std)
             .with_context(|| format!("cannot listen on {}", self.config.server.admin_listen))?;
@@ -273,17 +271,11 @@ impl Plan {
     async fn drain(&self, running: Running) {
         let deadline = Duration::from_millis(self.config.server.drain_timeout_ms);
         info!(deadline_ms = deadline.as_millis() as u64, "draining");
-        let mut waits = Vec::new();
-        for index in 0..running.peers.count() {
-            let (done, wait) = oneshot::channel();
-            running.peers.send(ShardId(index as u16), Message::Drain(done));
-            waits.push(wait);
-        }
         let all = async {
-            for wait in waits {
-                // A shard that is gone has nobody left to send away.
-                let _ = wait.await;
-            }
+            // A viewer may be told to leave only when no shard has a frame for
+            // it any more.
+            tell_all(&running.peers, Message::Flush).await;
+            tell_all(&running.peers, Message::Leave).await;
         };
         match tokio::time::timeout(deadline, all).await {
             Ok(()) => {
@@ -369,19 +361,26 @@ impl ShardStart {
         };
         let shard = Shard::new(self.id, self.settings, self.clock, self.peers);
         let limits = ReadLimits { max_message: self.max_message, message_timeout };
-        let worker = Worker::new(
-            shard,
-            session,
-            self.clock,
-            self.inbox,
-            arrived,
-            Rc::clone(&edge),
-            limits,
-        )?;
+        let worker =
+            Worker::new(shard, session, self.clock, self.inbox, arrived, Rc::clone(&edge), limits)?;
         accept::start(&edge, listener);
         // The starter waits for nothing else; it cannot be gone.
         let _ = bound.send(Ok(address));
         worker.run().await
+    }
+}
+
+/// Sends a message to every shard and waits for all answers.
+async fn tell_all(peers: &LocalShards, message: fn(oneshot::Sender<()>) -> Message) {
+    let ask = |index| {
+        let (done, wait) = oneshot::channel();
+        peers.send(ShardId(index as u16), message(done));
+        wait
+    };
+    let waits: Vec<_> = (0..peers.count()).map(ask).collect();
+    for wait in waits {
+        // A shard that is gone has nothing left to do.
+        let _ = wait.await;
     }
 }
 

@@ -100,10 +100,15 @@ pub struct Shard {
 }
 
 /// The stages of leaving.
-struct Drain {
-    done: Option<oneshot::Sender<()>>,
-    /// Viewers still to be sent away; filled once the rooms are flushed.
-    leaving: Option<Vec<ViewerKey>>,
+enum Drain {
+    /// Rooms are being flushed.
+    Flushing(oneshot::Sender<()>),
+    /// They are; other shards may still have frames for viewers here.
+    Flushed,
+    /// Everyone is sent away, those listed are still to be told.
+    Leaving(oneshot::Sender<()>, Vec<ViewerKey>),
+    /// Nobody is left.
+    Left,
 }
 
 impl Shard {
@@ -152,7 +157,7 @@ impl Shard {
     /// Whether a drain has sent everyone away.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.drain.as_ref().is_some_and(|drain| drain.done.is_none())
+        matches!(self.drain, Some(Drain::Left))
     }
 
     /// Takes over a connected, non-blocking socket.
@@ -209,13 +214,20 @@ impl Shard {
                 self.count_gauges();
                 let _ = reply.send(self.stats.clone());
             }
-            Message::Drain(done) => self.begin_drain(done, now),
+            Message::Flush(done) => self.drain = Some(Drain::Flushing(done)),
+            Message::Leave(done) => {
+                let everyone = self.viewers.open_keys().collect();
+                self.drain = Some(Drain::Leaving(done, everyone));
+            }
         }
     }
 
     /// When [`tick`](Self::tick) wants to be called at the latest.
     #[must_use]
     pub fn next_deadline(&self, started: Time) -> Time {
+        if self.is_leaving() {
+            return started;
+        }
         let second = started + Duration::from_secs(u64::from(self.wheel.next_second()));
         self.homes.next_deadline().min(second)
     }
@@ -410,40 +422,41 @@ impl Shard {
         self.homes.count(stats);
     }
 
-    fn begin_drain(&mut self, done: oneshot::Sender<()>, now: Time) {
-        let peers = Arc::clone(&self.peers);
-        self.homes.flush_all(peers.as_ref(), &mut self.stats, now);
-        self.drain = Some(Drain { done: Some(done), leaving: None });
-    }
-
-    /// Flush, then send everyone away a few at a time, then wait for them to go.
+    /// Flush, wait for the others, send everyone away a few at a time, wait for
+    /// them to go.
     fn step_drain(&mut self, now: Time) {
-        let Some(drain) = &mut self.drain else { return };
-        match &mut drain.leaving {
-            None => {
-                if self.homes.has_pending() {
-                    let peers = Arc::clone(&self.peers);
-                    self.homes.flush_all(peers.as_ref(), &mut self.stats, now);
-                }
-                if self.fanout.is_idle() && !self.homes.has_pending() {
-                    drain.leaving = Some(self.viewers.open_keys().collect());
-                }
+        match self.drain.take() {
+            Some(Drain::Flushing(done)) => {
+                let peers = Arc::clone(&self.peers);
+                self.homes.flush_all(peers.as_ref(), &mut self.stats, now);
+                self.drain = Some(if self.homes.has_pending() {
+                    Drain::Flushing(done)
+                } else {
+                    // The server may have passed its deadline and be gone.
+                    let _ = done.send(());
+                    Drain::Flushed
+                });
             }
-            Some(leaving) => {
-                let some = leaving.split_off(leaving.len().saturating_sub(GOODBYES));
-                for key in some {
+            Some(Drain::Leaving(done, mut leaving)) => {
+                for key in leaving.split_off(leaving.len().saturating_sub(GOODBYES)) {
                     self.dismiss(key);
                 }
                 self.settle(now);
-                if let Some(drain) = &mut self.drain
-                    && self.viewers.is_empty()
-                    && let Some(done) = drain.done.take()
-                {
-                    // The server may have passed its deadline and be gone.
+                self.drain = Some(if self.viewers.is_empty() {
                     let _ = done.send(());
-                }
+                    Drain::Left
+                } else {
+                    Drain::Leaving(done, leaving)
+                });
             }
+            other => self.drain = other,
         }
+    }
+
+    /// Whether a drain wants to be stepped at once rather than at a deadline.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        matches!(&self.drain, Some(Drain::Leaving(_, leaving)) if !leaving.is_empty())
     }
 
     /// Tells a viewer when to come back, and closes it.
@@ -471,5 +484,4 @@ impl Shard {
             format: self.viewers.row(key.index).format,
         })
     }
-
 }

@@ -144,9 +144,10 @@ fn events(text: &mut Text, total: &ShardStats, edges: &[&EdgeStats]) {
         rooms.duplicates,
     );
     let at_rooms = Refusal::CODES.into_iter().zip(rooms.refused);
-    let at_edge = REFUSALS.iter().enumerate().map(|(i, code)| {
-        (*code, edges.iter().map(|edge| load(&edge.refused[i])).sum())
-    });
+    let at_edge = REFUSALS
+        .iter()
+        .enumerate()
+        .map(|(i, code)| (*code, edges.iter().map(|edge| load(&edge.refused[i])).sum()));
     text.by(
         ("tidegate_events_refused_total", "reason"),
         "Events not taken from publishers, by reason.",
@@ -277,9 +278,10 @@ fn connections(text: &mut Text, total: &ShardStats, edges: &[&EdgeStats]) {
         "Connections whose first request has not come.",
         sum(|edge| &edge.handshaking) as f64,
     );
-    let handshakes = HANDSHAKES.iter().enumerate().map(|(i, outcome)| {
-        (*outcome, edges.iter().map(|edge| load(&edge.handshakes[i])).sum())
-    });
+    let handshakes = HANDSHAKES
+        .iter()
+        .enumerate()
+        .map(|(i, outcome)| (*outcome, edges.iter().map(|edge| load(&edge.handshakes[i])).sum()));
     text.by(("tidegate_handshakes_total", "result"), "WebSocket handshakes.", handshakes);
     text.by(
         ("tidegate_closes_total", "reason"),

@@ -123,7 +123,7 @@ impl<L: Listener> Worker<L> {
         if let Message::Publish { events, .. } = &message {
             self.inbox.taken(events.len());
         }
-        if matches!(message, Message::Drain(_)) {
+        if matches!(message, Message::Flush(_)) {
             self.draining.store(true, Ordering::Relaxed);
             self.edge.stop_accepting();
         }

@@ -21,8 +21,10 @@ use source::{
 };
 
 /// Which modules of the crate a module may name. A lower one never names a
-/// higher one: main → server → worker → {admin, ingress, transport, demo} →
-/// shard → wire → engine; clock, config and auth stand beside shard.
+/// higher one: main → server → worker → {admin, demo} → {ingress, transport} →
+/// shard → wire → engine; clock, config and auth stand beside shard. `telemetry`
+/// reads the plain counters of all below it, so nothing but `admin` and above
+/// names it.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("engine", &[]),
     ("clock", &["engine"]),
@@ -30,10 +32,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("config", &["engine"]),
     ("auth", &["engine", "config"]),
     ("shard", &["engine", "wire", "clock"]),
-    ("telemetry", &["engine", "wire", "shard", "transport"]),
+    ("telemetry", &["engine", "wire", "shard", "ingress"]),
     ("transport", &["engine", "wire", "shard", "clock", "config", "auth"]),
     ("ingress", &["engine", "wire", "shard", "clock", "config", "auth"]),
-    ("admin", &["engine", "wire", "shard", "clock", "config", "auth", "telemetry"]),
+    ("admin", &["engine", "wire", "shard", "clock", "config", "auth", "telemetry", "ingress"]),
     ("demo", &["engine", "wire", "shard", "clock", "config", "auth", "ingress"]),
     (
         "worker",
@@ -102,7 +104,8 @@ const BANNED_IN_ENGINE: &[&str] = &[
     "await",
 ];
 
-/// Calls that are banned in all of `src`, and where they are at home.
+/// Calls that are banned in all of `src`, and where they are at home. An
+/// unbounded channel is at home where something else bounds what goes in.
 const BANNED: &[(&str, &[&str])] = &[
     ("Instant::now", &["src/clock.rs"]),
     ("SystemTime::now", &["src/clock.rs"]),
@@ -112,11 +115,11 @@ const BANNED: &[(&str, &[&str])] = &[
     ("thread::sleep", &[]),
     ("process::exit", &[]),
     ("#[ignore", &[]),
-    ("unbounded_channel", &["src/shard/peers.rs"]),
+    ("unbounded_channel", &["src/shard/peers.rs", "src/server.rs"]),
 ];
 
 /// Files that may hold `unsafe`, each block under a SAFETY comment.
-const UNSAFE_FILES: &[&str] = &[];
+const UNSAFE_FILES: &[&str] = &["src/transport/websocket/reader.rs", "src/worker/descriptors.rs"];
 
 const MOST_LINES_OF_A_FILE: usize = 600;
 const MOST_LINES_OF_A_FUNCTION: usize = 90;

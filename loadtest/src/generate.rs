@@ -156,7 +156,7 @@ fn model(shape: Shape) -> (Rate, Vec<Part>) {
             vec![part("chat", 1.0, (3.9, 0.8), Payload::Text(12.0, 1.25, 0.35, 0.12))],
         ),
         Shape::Gifts => (
-            rate(2.86, 0.52, 0.98, 0.0, 600),
+            rate(2.86, 0.52, 0.98, 0.004, 600),
             vec![
                 part("enter", 0.4883, (3.4, 0.7), Payload::None),
                 Part {
@@ -177,7 +177,7 @@ fn model(shape: Shape) -> (Rate, Vec<Part>) {
             ],
         ),
         Shape::Combos => (
-            rate(0.619, 1.02, 0.98, 0.0, 1),
+            rate(0.619, 0.9, 0.98, 0.0, 1),
             vec![
                 part("chat", 0.633, (2.9, 0.6), Payload::Text(15.0, 0.7, 0.35, 0.1)),
                 Part {

@@ -18,9 +18,6 @@ use crate::run::{Deadline, Progress, RunOptions};
 use crate::server::{Server, ServerOptions};
 use crate::sys;
 
-/// Added to the nice value of the workers that storm: the two sides share the
-/// client's processors, and the calm room's receipts shall not wait for them.
-const STORM_NICE: i32 = 10;
 /// The calm room's window goes on for so long after a short storm.
 const CALM_AFTER_US: u64 = 1_000_000;
 
@@ -57,6 +54,11 @@ pub(crate) struct JoinsOptions {
     /// Worker processes for the storm; 0: as many as needed.
     #[arg(long, default_value_t = 0)]
     workers: u32,
+    /// Added to the nice value of the storming workers: with 10 the calm room's
+    /// receipts wait less for the client's own work, but so does the storm for
+    /// anything else on the machine.
+    #[arg(long, default_value_t = 0)]
+    storm_nice: i32,
     #[command(flatten)]
     server: ServerOptions,
     #[command(flatten)]
@@ -242,7 +244,7 @@ fn storm_plan(options: &JoinsOptions, server: &Server) -> Plan {
         connect_rate: options.connect_rate,
         in_progress: options.in_progress,
         user: "storm-".into(),
-        nice: STORM_NICE,
+        nice: options.storm_nice,
         ..calm_plan(options, server, &[])
     }
 }

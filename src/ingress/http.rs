@@ -294,9 +294,7 @@ async fn read_events(
 ) -> Result<Response<Body>, ApiError> {
     let (_, id) = authorize(&api, request.headers(), &room)?;
     let range = Query::<Range>::try_from_uri(request.uri())
-        .map_err(|error| {
-            ApiError::new(StatusCode::BAD_REQUEST, "bad_query", error.body_text())
-        })?
+        .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, "bad_query", error.body_text()))?
         .0;
     let after = match (range.important_after, range.seq_after) {
         (Some(number), None) => After::Important(ImportantNo(number)),
@@ -356,9 +354,8 @@ fn authorize(api: &Api, headers: &HeaderMap, room: &str) -> Result<(Grant, RoomI
         return Err(ApiError::new(StatusCode::UNAUTHORIZED, "missing_token", reason));
     };
     let grant = api.auth.verify(token, api.clock.now())?;
-    let id = RoomId::new(room).map_err(|error| {
-        ApiError::new(StatusCode::BAD_REQUEST, "bad_room", error.to_string())
-    })?;
+    let id = RoomId::new(room)
+        .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, "bad_room", error.to_string()))?;
     if !grant.allows_room(&id) {
         let reason = "the token does not grant this room";
         return Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden_room", reason));

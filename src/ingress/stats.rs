@@ -4,7 +4,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Routes, as metrics name them.
-pub const ROUTES: [&str; 7] = ["events_post", "events_get", "room", "openapi", "demo", "ws", "other"];
+pub const ROUTES: [&str; 7] =
+    ["events_post", "events_get", "room", "openapi", "demo", "ws", "other"];
 
 /// HTTP status classes, as metrics name them.
 pub const STATUSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];

@@ -236,9 +236,11 @@ impl Connections {
 
     /// Every open connection.
     pub fn open_keys(&self) -> impl Iterator<Item = ViewerKey> {
-        self.rows.iter().enumerate().filter(|(_, row)| row.phase == Phase::Open).map(|(i, row)| {
-            ViewerKey { index: i as u32, generation: row.generation }
-        })
+        self.rows
+            .iter()
+            .enumerate()
+            .filter(|(_, row)| row.phase == Phase::Open)
+            .map(|(i, row)| ViewerKey { index: i as u32, generation: row.generation })
     }
 
     /// The socket, to read from.
@@ -250,9 +252,9 @@ impl Connections {
     /// Whether input of this connection still counts.
     #[must_use]
     pub fn is_open(&self, key: ViewerKey) -> bool {
-        self.rows.get(key.index as usize).is_some_and(|row| {
-            row.phase == Phase::Open && row.generation == key.generation
-        })
+        self.rows
+            .get(key.index as usize)
+            .is_some_and(|row| row.phase == Phase::Open && row.generation == key.generation)
     }
 
     /// Whole seconds since the shard began.

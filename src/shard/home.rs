@@ -152,14 +152,7 @@ impl Homes {
     }
 
     /// A shard's viewers of a room came or went.
-    pub fn presence(
-        &mut self,
-        id: &RoomId,
-        shard: ShardId,
-        viewers: u32,
-        formats: u8,
-        now: Time,
-    ) {
+    pub fn presence(&mut self, id: &RoomId, shard: ShardId, viewers: u32, formats: u8, now: Time) {
         let Some(home) = self.rooms.get_mut(id) else { return };
         if viewers == 0 {
             home.shards.retain(|s| s.shard != shard);
@@ -347,8 +340,7 @@ impl Homes {
         // A room without viewers may flush several times here: nobody holds up
         // its next frame.
         loop {
-            let frame =
-                if at_once { home.room.flush_now(now) } else { home.room.flush(now) };
+            let frame = if at_once { home.room.flush_now(now) } else { home.room.flush(now) };
             let Some(frame) = frame else { break };
             home.broadcast(SharedFrame::new(frame, compression), path, stats);
             if home.awaited > 0 {

@@ -106,9 +106,12 @@ pub enum Message {
     },
     /// Count yourself.
     Stats(oneshot::Sender<ShardStats>),
-    /// Stop taking new viewers, flush, send everyone away. Answered when the
-    /// last connection is closed.
-    Drain(oneshot::Sender<()>),
+    /// First step of a drain: take no new viewers, flush every room. Answered
+    /// when all shards have sent the last frames of the rooms at home here.
+    Flush(oneshot::Sender<()>),
+    /// Second step, once every shard is through with the first: send everyone
+    /// away. Answered when the last connection is closed.
+    Leave(oneshot::Sender<()>),
 }
 
 /// Who waits for a publish's outcome.
@@ -319,9 +322,7 @@ mod tests {
     fn a_full_mailbox_refuses_and_an_emptied_one_accepts() {
         let (shards, inboxes) = LocalShards::new(1, 3);
         let room = RoomId::new("r").expect("valid");
-        let events = |n: usize| -> Vec<Event> {
-            (0..n).map(|_| event()).collect()
-        };
+        let events = |n: usize| -> Vec<Event> { (0..n).map(|_| event()).collect() };
         let publish = |n| shards.publish(room.clone(), events(n), Origin::Nobody);
         assert_eq!(publish(2), Ok(()));
         assert_eq!(publish(2), Err(MailboxFull));

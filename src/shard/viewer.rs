@@ -7,11 +7,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Shard;
 use super::connection::{Membership, ViewerKey, WAITING};
 use super::peers::{Message, Origin, Path as _, Placement as _};
 use super::room::LocalRoom;
 use super::stats::{JOIN_RESULTS, count};
-use super::Shard;
 use crate::engine::event::Event;
 use crate::engine::ids::{ImportantNo, RoomId};
 use crate::engine::time::Time;
@@ -103,8 +103,7 @@ impl Shard {
         // One request serves all who come before its answer.
         let formats = 1 << format.index();
         if !std::mem::replace(&mut room.subscribing, true) {
-            let subscribe =
-                Message::Subscribe { room: room.id.clone(), shard: self.id, formats };
+            let subscribe = Message::Subscribe { room: room.id.clone(), shard: self.id, formats };
             self.peers.send(room.home, subscribe);
         }
         Ok(())

@@ -99,9 +99,11 @@ impl Session {
             Err(JoinError::AlreadyJoined) => {
                 ("already_joined", "already_joined", "this connection is in the room already")
             }
-            Err(JoinError::TooManyRooms) => {
-                ("too_many_rooms", "too_many_rooms", "this connection is in as many rooms as it may be")
-            }
+            Err(JoinError::TooManyRooms) => (
+                "too_many_rooms",
+                "too_many_rooms",
+                "this connection is in as many rooms as it may be",
+            ),
             Err(JoinError::OtherUser) => {
                 ("other_user", "refused", "this connection joined another room as another user")
             }

@@ -30,8 +30,7 @@ impl Deflater {
         loop {
             let done = self.state.total_in() as usize;
             let room = out.capacity() - out.len();
-            let status =
-                self.state.compress_vec(&message[done..], &mut out, FlushCompress::Sync);
+            let status = self.state.compress_vec(&message[done..], &mut out, FlushCompress::Sync);
             let consumed = self.state.total_in() as usize == message.len();
             // A sync flush is complete when output space was left over.
             if status.is_err() || (consumed && out.len() < out.capacity() && room > 0) {

@@ -46,8 +46,7 @@ pub fn close_empty() -> Bytes {
 }
 
 fn with_header(opcode: OpCode, rsv1: bool, payload: &[u8]) -> Bytes {
-    let header =
-        FrameHeader { is_final: true, rsv1, rsv2: false, rsv3: false, opcode, mask: None };
+    let header = FrameHeader { is_final: true, rsv1, rsv2: false, rsv3: false, opcode, mask: None };
     let mut bytes = Vec::with_capacity(MAX_HEADER + payload.len());
     // Writing into a Vec cannot fail, and the header has no other error.
     let formatted = header.format(payload.len() as u64, &mut bytes);

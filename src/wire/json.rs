@@ -285,11 +285,8 @@ pub fn client_message(text: &[u8]) -> Result<ClientMessage, String> {
     let message: ClientJson<'_> = serde_json::from_slice(text).map_err(|e| e.to_string())?;
     Ok(match message {
         ClientJson::Join { room, token, resume } => {
-            let resume = resume.map(|r| Resume {
-                epoch: r.epoch,
-                seq: r.seq,
-                important: r.important,
-            });
+            let resume =
+                resume.map(|r| Resume { epoch: r.epoch, seq: r.seq, important: r.important });
             ClientMessage::Join { room, token, resume }
         }
         ClientJson::Leave { room } => ClientMessage::Leave { room },
@@ -320,8 +317,8 @@ pub fn read_payload(raw: Option<&RawValue>, encoding: Option<&str>) -> Result<Pa
     match encoding {
         None => Ok(Payload { bytes: Bytes::copy_from_slice(raw.as_bytes()), json: true }),
         Some("base64") => {
-            let text: String = serde_json::from_str(raw)
-                .map_err(|_| "a base64 payload is a string".to_owned())?;
+            let text: String =
+                serde_json::from_str(raw).map_err(|_| "a base64 payload is a string".to_owned())?;
             let bytes = STANDARD.decode(text).map_err(|e| format!("payload: {e}"))?;
             Ok(super::message::payload_of_bytes(bytes.into()))
         }

@@ -3,9 +3,7 @@
 
 use prost::Message as _;
 
-use super::message::{
-    ClientEvent, ClientMessage, Gap, Resume, ServerMessage, payload_of_bytes,
-};
+use super::message::{ClientEvent, ClientMessage, Gap, Resume, ServerMessage, payload_of_bytes};
 use crate::engine::event::{DroppedKind, Frame, Numbered, Snapshot, Total};
 use crate::engine::ids::ImportantNo;
 

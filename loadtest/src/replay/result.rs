@@ -147,6 +147,17 @@ pub(super) fn saved_section(result: &ReplayResult) -> Section {
                 result.writes, result.naive_writes, result.writes_saved
             ),
         )
+        .line("of these", {
+            let all = &result.balance.kinds;
+            let accepted: u64 = all.values().map(|line| line.accepted).sum();
+            let dropped: u64 = all.values().map(|line| line.dropped).sum();
+            let kept = 1.0 - dropped as f64 / accepted.max(1) as f64;
+            format!(
+                "{:.1} times by merging alone; the rest by dropping {:.1} % of the events",
+                result.writes_saved * kept,
+                100.0 * (1.0 - kept)
+            )
+        })
         .line(
             "bytes",
             format!(

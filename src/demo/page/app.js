@@ -238,7 +238,7 @@ const pill = {
     else if (name === "reconnecting" && until) {
       const tick = () => {
         const left = Math.ceil((until - performance.now()) / 1000);
-        this.text.textContent = left > 0 ? `reconnecting in ${left} s` : "reconnecting";
+        this.text.textContent = left > 0 ? `retry in ${left} s` : "reconnecting";
       };
       tick();
       this.timer = setInterval(tick, 500);
@@ -316,10 +316,24 @@ const likes = {
     $("like").setAttribute("aria-label", `Like, ${integer.format(sum)} so far`);
   },
 
+  pending: 0,
+
+  /** Small rooms send a frame per event: what comes within a moment is one bubble. */
+  add(delta) {
+    if (delta <= 0 || document.hidden) return;
+    if (this.pending === 0) {
+      setTimeout(() => {
+        this.burst(this.pending);
+        this.pending = 0;
+      }, 600);
+    }
+    this.pending += delta;
+  },
+
   /** One bubble with the merged count, and a handful of hearts spread over the interval. */
   burst(delta) {
-    if (delta <= 0 || document.hidden) return;
     const plus = element("span", "plus", `+${short(delta)}`);
+    plus.style.setProperty("--shift", `${(Math.random() - 0.5) * 34}px`);
     plus.style.setProperty("--grow", `${Math.min(22, Math.log2(delta + 1) * 2.6)}px`);
     this.place(plus);
     if (calm.matches) return;
@@ -349,7 +363,7 @@ const likes = {
 
 // ---- gift combos ---------------------------------------------------------------
 
-const GIFTS = { rose: "g-rose", rocket: "g-rocket", crown: "g-crown", pearl: "g-pearl" };
+const GIFTS = { rose: "g-rose", rocket: "g-rocket", crown: "g-crown", pearl: "g-pearl", lantern: "g-lantern" };
 
 const gifts = {
   names: new Map(),
@@ -764,7 +778,7 @@ function showFrame(frame) {
   for (const total of frame.totals ?? []) {
     if (total.kind === "like") {
       likes.set(total.sum);
-      likes.burst(total.delta);
+      likes.add(total.delta);
     } else if (total.kind === "gift") combos.set(`${total.user ?? ""}\n${total.key}`, total.sum);
   }
   for (const [combo, sum] of combos) {
@@ -778,7 +792,7 @@ function showFrame(frame) {
     if (came[kind].length + more > 0) entrances.show(came[kind], more, verb);
   }
   const shed = Object.entries(dropped).filter(([kind]) => !SAMPLED.has(kind));
-  if (shed.length > 0) lines.push(chat.note(`The room trimmed ${counts(shed)}.`, true));
+  if (shed.length > 0) lines.push(chat.note(`The room left out ${counts(shed)} to keep its frame small.`, true));
   chat.add(lines);
 }
 
@@ -819,8 +833,9 @@ function showJoined(body) {
   if (meter.seq !== null && !resumed) chat.add([chat.note("Back in the room; what came between is not shown.")]);
   meter.seq = resumed ? connection.resume.seq : body.seq;
   meter.important = body.important;
-  $("n-epoch").textContent = clip(String(body.epoch), 12);
-  $("n-epoch").title = String(body.epoch);
+  const epoch = String(body.epoch);
+  $("n-epoch").textContent = epoch.length > 9 ? `…${epoch.slice(-8)}` : epoch;
+  $("n-epoch").title = epoch;
   $("online").textContent = short(body.online ?? 0);
   $("room-note").textContent = `room ${clip(body.room, 40)}`;
   $("onair").hidden = false;
@@ -941,7 +956,7 @@ const BURSTS = {
   entrances: () => many(80, () => ({ kind: "enter", user: guest(), payload: null })),
   combo: () => {
     const user = guest();
-    const item = pick(["rose", "rocket", "crown", "pearl"]);
+    const item = pick(Object.keys(GIFTS));
     const payload = { name: item.charAt(0).toUpperCase() + item.slice(1), value: 10 };
     return many(12, () => ({ kind: "gift", user, key: item, amount: 1, payload }));
   },

@@ -409,20 +409,31 @@ mod tests {
             ("long ping", frame(0x89, &[0; 126]), CloseReason::ProtocolError),
             ("compressed ping", frame(0xc9, b"x"), CloseReason::ProtocolError),
             ("continuation of nothing", frame(0x80, b"x"), CloseReason::ProtocolError),
-            ("message in a message", [fragment.clone(), frame(0x81, b"x")].concat(),
-                CloseReason::ProtocolError),
+            (
+                "message in a message",
+                [fragment.clone(), frame(0x81, b"x")].concat(),
+                CloseReason::ProtocolError,
+            ),
             ("oversized", frame(0x82, &[0; 1_001]), CloseReason::MessageTooLarge),
-            ("oversized in fragments",
+            (
+                "oversized in fragments",
                 [frame(0x02, &[0; 600]), frame(0x80, &[0; 600])].concat(),
-                CloseReason::MessageTooLarge),
-            ("bomb", frame(0xc2, &Deflater::new(9).compress(&[0; 50_000])),
-                CloseReason::MessageTooLarge),
+                CloseReason::MessageTooLarge,
+            ),
+            (
+                "bomb",
+                frame(0xc2, &Deflater::new(9).compress(&[0; 50_000])),
+                CloseReason::MessageTooLarge,
+            ),
             ("not deflate", frame(0xc2, &[0xff; 20]), CloseReason::InvalidData),
             ("not UTF-8", frame(0x81, &[0xff]), CloseReason::InvalidData),
             ("not UTF-8, unfinished", frame(0x01, &[b'a', 0xff]), CloseReason::InvalidData),
             ("close with one byte", frame(0x88, &[3]), CloseReason::ProtocolError),
-            ("close with a reserved code", frame(0x88, &1005u16.to_be_bytes()),
-                CloseReason::ProtocolError),
+            (
+                "close with a reserved code",
+                frame(0x88, &1005u16.to_be_bytes()),
+                CloseReason::ProtocolError,
+            ),
         ];
         for (name, bytes, reason) in cases {
             assert_eq!(decode(&[&bytes]), Err(reason), "{name}");

@@ -134,10 +134,7 @@ fn all_acceptable<'a>(parameters: impl Iterator<Item = &'a str>) -> bool {
     true
 }
 
-fn tokens(
-    headers: &HeaderMap,
-    name: http::HeaderName,
-) -> impl Iterator<Item = &str> {
+fn tokens(headers: &HeaderMap, name: http::HeaderName) -> impl Iterator<Item = &str> {
     let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(str::trim)
 }

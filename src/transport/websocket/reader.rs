@@ -246,12 +246,7 @@ impl Reader {
     }
 }
 
-fn heard(
-    shard: &mut Shard,
-    key: ViewerKey,
-    message: Inbound<'_>,
-    listener: &mut dyn Listener,
-) {
+fn heard(shard: &mut Shard, key: ViewerKey, message: Inbound<'_>, listener: &mut dyn Listener) {
     match message {
         Inbound::Ping(payload) => {
             if listener.ping(shard, key) {

@@ -83,6 +83,9 @@ struct Running {
 impl Plan {
     fn new(config: Config, origin: &ConfigOrigin) -> anyhow::Result<Self> {
         let limit = descriptors::raise_limit();
+        if !config.server.separate_descriptors {
+            descriptors::grow_table(limit);
+        }
         let shards = match config.server.shards {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get() as u16),
             shards => shards,

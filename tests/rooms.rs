@@ -80,6 +80,7 @@ fn large_rooms_merge_and_late_joiners_see_sums_and_state() {
     let mut late = server.connect();
     late.join("r", &server.token("late", "viewer", &["r"]));
     let joined = late.expect("joined");
+    assert!(joined["online"].as_u64() >= Some(1), "it counts itself: {joined}");
     let state: Vec<&Value> = joined["state"].as_array().expect("state").iter().collect();
     let ids: Vec<_> = state.iter().map(|e| e["id"].as_str().expect("an id")).collect();
     assert_eq!(ids, ["card", "s2"]);

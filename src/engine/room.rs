@@ -81,6 +81,9 @@ struct Numbers {
 struct Online {
     now: u32,
     sent: u32,
+    /// A snapshot told somebody another count than frames told the rest: the
+    /// next frame says it again, even if it is `sent` once more.
+    told_apart: bool,
     /// When it began to differ from `sent`.
     changed: Time,
     /// When a frame last carried it.
@@ -100,7 +103,7 @@ struct Open {
 
 impl Online {
     fn differs(&self) -> bool {
-        self.now != self.sent
+        self.told_apart || self.now != self.sent
     }
 }
 
@@ -122,7 +125,7 @@ impl Room {
             given: Numbers::default(),
             flushed: Numbers::default(),
             going_out: false,
-            online: Online { now: 0, sent: 0, changed: now, sent_at: None },
+            online: Online { now: 0, sent: 0, told_apart: false, changed: now, sent_at: None },
             last_activity: now,
             sequenced_ids: Window::new(settings.dedupe_sequenced),
             sampled_ids: Window::new(settings.dedupe_sampled),
@@ -209,6 +212,7 @@ impl Room {
     /// Where the room stands as of its last frame. Forgets state that has expired.
     pub fn snapshot(&mut self, now: Time) -> Snapshot {
         let (state, totals) = self.merges.snapshot(now);
+        self.online.told_apart |= self.online.now != self.online.sent;
         Snapshot {
             room: self.id.clone(),
             epoch: self.epoch,

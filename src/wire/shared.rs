@@ -192,12 +192,15 @@ impl SharedSnapshot {
     #[must_use]
     pub fn joined(&self, format: Format) -> &Bytes {
         self.joined[format.index()].get_or_init(|| {
+            // Whoever reads this is in the room, though not yet counted.
+            let online = self.snapshot.online.max(1);
+            let snapshot = Snapshot { online, ..self.snapshot.clone() };
             let payload = if format.is_json() {
                 let mut out = Vec::with_capacity(512);
-                json::joined(&mut out, &self.snapshot, false);
+                json::joined(&mut out, &snapshot, false);
                 out
             } else {
-                proto::joined(&self.snapshot, false)
+                proto::joined(&snapshot, false)
             };
             encode(format, self.compression, &payload)
         })

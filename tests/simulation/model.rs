@@ -48,6 +48,7 @@ pub(crate) struct Model {
     flushed: (u64, u64),
     orders: u64,
     online: (u32, u32),
+    told_apart: bool,
     sequenced_ids: VecDeque<(Arc<str>, Option<Seq>)>,
     sampled_ids: VecDeque<(Arc<str>, Option<Seq>)>,
     sums: BTreeMap<Name, Sum>,
@@ -73,6 +74,7 @@ impl Model {
             flushed: (0, 0),
             orders: 0,
             online: (0, 0),
+            told_apart: false,
             sequenced_ids: VecDeque::new(),
             sampled_ids: VecDeque::new(),
             sums: BTreeMap::new(),
@@ -91,7 +93,7 @@ impl Model {
     }
 
     pub(crate) fn online_differs(&self) -> bool {
-        self.online.0 != self.online.1
+        self.told_apart || self.online.0 != self.online.1
     }
 
     pub(crate) fn publish(&mut self, event: Event, now: Time) -> Outcome {
@@ -138,7 +140,7 @@ impl Model {
         self.flushed = (self.seq, self.important);
         (self.absorbed, self.open_since) = ((0, None), None);
         let online = self.online_differs().then_some(self.online.0);
-        self.online.1 = self.online.0;
+        (self.online.1, self.told_apart) = (self.online.0, false);
         Frame {
             room: self.id.clone(),
             epoch: self.epoch,
@@ -157,6 +159,7 @@ impl Model {
 
     pub(crate) fn snapshot(&mut self, now: Time) -> Snapshot {
         self.forget_expired(now);
+        self.told_apart |= self.online.0 != self.online.1;
         let live = |e: &&Arc<Numbered>| e.event.expires().is_none_or(|at| at > now);
         let mut state: Vec<_> = self.state.values().filter(live).cloned().collect();
         state.sort_by_key(|e| {

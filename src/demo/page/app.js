@@ -333,7 +333,7 @@ const likes = {
   /** One bubble with the merged count, and a handful of hearts spread over the interval. */
   burst(delta) {
     const plus = element("span", "plus", `+${short(delta)}`);
-    plus.style.setProperty("--shift", `${(Math.random() - 0.5) * 34}px`);
+    plus.style.setProperty("--shift", `${(Math.random() - 0.5) * 16}px`);
     plus.style.setProperty("--grow", `${Math.min(22, Math.log2(delta + 1) * 2.6)}px`);
     this.place(plus);
     if (calm.matches) return;

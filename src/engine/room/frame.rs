@@ -117,6 +117,7 @@ impl Room {
             return None;
         }
         (self.online.sent, self.online.sent_at) = (self.online.now, Some(now));
+        self.online.told_apart = false;
         Some(self.online.now)
     }
 }

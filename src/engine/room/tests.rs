@@ -539,3 +539,16 @@ fn a_publisher_cannot_grow_a_room_with_names() {
         }
     }
 }
+
+#[test]
+fn whoever_joined_between_two_counts_hears_the_right_one() {
+    let mut room = room(|s| s.online_interval = Duration::from_secs(1));
+    room.set_online(1, ms(0));
+    assert_eq!(room.flush_now(ms(10)).and_then(|frame| frame.online), Some(1));
+    room.frame_out(ms(10));
+    // The viewer leaves, another one's snapshot is taken, and it is counted.
+    room.set_online(0, ms(20));
+    assert_eq!(room.snapshot(ms(30)).online, 0);
+    room.set_online(1, ms(40));
+    assert_eq!(room.flush_now(ms(50)).and_then(|frame| frame.online), Some(1));
+}

@@ -14,8 +14,10 @@ use axum::extract::State;
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::http::{Response, StatusCode};
 use axum::routing::get;
+use futures_util::future::join_all;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex, oneshot};
+use tokio::time::timeout;
 use tracing::warn;
 
 use crate::engine::ids::ShardId;
@@ -36,13 +38,14 @@ pub struct Observer {
     shards: Arc<LocalShards>,
     edges: Vec<Arc<EdgeStats>>,
     leaving: AtomicBool,
+    last: Mutex<Vec<ShardStats>>,
 }
 
 impl Observer {
     /// Of these shards.
     #[must_use]
     pub fn new(shards: Arc<LocalShards>, edges: Vec<Arc<EdgeStats>>) -> Self {
-        Self { shards, edges, leaving: AtomicBool::new(false) }
+        Self { shards, edges, leaving: AtomicBool::new(false), last: Mutex::default() }
     }
 
     /// From now on the server is not ready.
@@ -50,21 +53,30 @@ impl Observer {
         self.leaving.store(true, Ordering::Relaxed);
     }
 
+    /// What every shard says of itself; `None` for those that do not answer.
     async fn collect(&self) -> Vec<Option<ShardStats>> {
-        let asked: Vec<_> = (0..self.shards.count())
-            .map(|index| {
-                let (reply, answer) = oneshot::channel();
-                self.shards.send(ShardId(index as u16), Message::Stats(reply));
-                answer
-            })
-            .collect();
-        let deadline = tokio::time::Instant::now() + ANSWER_WITHIN;
-        let mut stats = Vec::new();
-        for answer in asked {
-            let answer = tokio::time::timeout_at(deadline, answer).await;
-            stats.push(answer.ok().and_then(Result::ok));
+        let answers = (0..self.shards.count()).map(|index| {
+            let (reply, answer) = oneshot::channel();
+            self.shards.send(ShardId(index as u16), Message::Stats(reply));
+            timeout(ANSWER_WITHIN, answer)
+        });
+        let answers = join_all(answers).await;
+        answers.into_iter().map(|answer| answer.ok().and_then(Result::ok)).collect()
+    }
+
+    /// The same, with the last known counts of a shard that does not answer:
+    /// counters that fell to zero would look like a restart.
+    async fn counts(&self) -> (Vec<ShardStats>, bool) {
+        let fresh = self.collect().await;
+        let all = fresh.iter().all(Option::is_some);
+        let mut last = self.last.lock().await;
+        last.resize_with(fresh.len(), ShardStats::default);
+        for (last, fresh) in last.iter_mut().zip(fresh) {
+            if let Some(fresh) = fresh {
+                *last = fresh;
+            }
         }
-        stats
+        (last.clone(), all)
     }
 }
 
@@ -103,10 +115,9 @@ async fn readyz(State(observer): State<Arc<Observer>>) -> Response<Body> {
 }
 
 async fn metrics(State(observer): State<Arc<Observer>>) -> Response<Body> {
-    let stats = observer.collect().await;
+    let (shards, all) = observer.counts().await;
     let leaving = observer.leaving.load(Ordering::Relaxed);
-    let ready = !leaving && stats.iter().all(Option::is_some);
-    let shards: Vec<ShardStats> = stats.into_iter().map(Option::unwrap_or_default).collect();
+    let ready = !leaving && all;
     let edges: Vec<&EdgeStats> = observer.edges.iter().map(AsRef::as_ref).collect();
     let queued: Vec<usize> = (0..shards.len()).map(|i| observer.shards.queued(i)).collect();
     let scrape = Scrape {

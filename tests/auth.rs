@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -425,27 +425,4 @@ fn an_authenticator_is_shared_between_threads() {
         })
         .collect();
     assert!(threads.into_iter().all(|thread| thread.join().unwrap()));
-}
-
-/// `cargo test --release --test auth -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement, not a property"]
-fn measure_verification() {
-    let auth = authenticator(&all_keys());
-    let ec = EncodingKey::from_ec_pem(&pem("ec_private.pem")).unwrap();
-    let ed = EncodingKey::from_ed_pem(&pem("ed25519_private.pem")).unwrap();
-    let tokens = [
-        ("HS256", hs256(&good())),
-        ("RS256", rsa_token("rsa")),
-        ("ES256", sign(&header(Algorithm::ES256, "ec"), &good(), &ec)),
-        ("EdDSA", sign(&header(Algorithm::EdDSA, "ed"), &good(), &ed)),
-    ];
-    for (name, token) in &tokens {
-        let rounds = 20_000;
-        let start = Instant::now();
-        for _ in 0..rounds {
-            std::hint::black_box(auth.verify(std::hint::black_box(token), now())).unwrap();
-        }
-        println!("{name}: {:?} per token", start.elapsed() / rounds);
-    }
 }

@@ -288,7 +288,9 @@ fn http_bodies_are_refused_whole_or_answered_event_by_event() {
     let many = json!({"events": [{"id":"1","kind":"k"},{"id":"2","kind":"k"},
                                  {"id":"3","kind":"k"},{"id":"4","kind":"k"}]})
     .to_string();
-    let cases: [(&str, &str, Option<&str>, &str, u16, &str); 11] = [
+    /// Method, path, token, body; status, code.
+    type Case<'a> = (&'a str, &'a str, Option<&'a str>, &'a str, u16, &'a str);
+    let cases: [Case<'_>; 11] = [
         ("POST", path, None, "{}", 401, "missing_token"),
         ("POST", path, Some("nonsense"), "{}", 401, "token_malformed"),
         ("POST", path, Some(&viewer), "{}", 403, "forbidden_role"),
@@ -353,4 +355,31 @@ fn a_replayed_id_is_accepted_with_its_first_number_and_delivered_once() {
     }
     assert_eq!(seen, ["one", "two"]);
     assert!((server.metric("tidegate_events_duplicate_total") - 1.0).abs() < 0.1);
+}
+
+#[test]
+fn rooms_past_the_limit_are_refused_to_publishers_and_viewers() {
+    let server = Server::start("[rooms]\nmax_rooms = 1\n");
+    // One room on each of the two shards, whichever they are.
+    let (mut open, mut refused) = (Vec::new(), Vec::new());
+    for i in 0..12 {
+        let room = format!("room-{i}");
+        let (_, body) = server.publish(&room, json!([{"id": "1", "kind": "chat"}]));
+        match body["results"][0]["code"].as_str() {
+            None => open.push(room),
+            Some(code) => {
+                assert_eq!(code, "too_many_rooms");
+                refused.push(room);
+            }
+        }
+    }
+    assert_eq!((open.len(), refused.len()), (2, 10));
+    let mut viewer = server.connect();
+    viewer.expect("welcome");
+    viewer.join(&refused[0], &server.token("u", "viewer", &["*"]));
+    viewer.expect_error("too_many_rooms");
+    viewer.join(&open[0], &server.token("u", "viewer", &["*"]));
+    viewer.expect("joined");
+    let counted = server.metric("tidegate_events_refused_total{reason=\"too_many_rooms\"}");
+    assert!((counted - 10.0).abs() < 0.1, "{counted}");
 }

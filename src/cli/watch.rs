@@ -18,7 +18,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use http::HeaderValue;
 use http::header::SEC_WEBSOCKET_PROTOCOL;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
@@ -174,8 +174,8 @@ impl Watch {
         let mut goaway = None;
         loop {
             let Some(socket) = &mut self.socket else { return again("not connected") };
-            let silence = Instant::now() + ping_interval + SILENCE_GRACE;
-            let text = match timeout_at(silence, socket.next()).await {
+            let silence = ping_interval + SILENCE_GRACE;
+            let text = match timeout(silence, socket.next()).await {
                 Err(_) => return again("the server is silent"),
                 Ok(None) => return ended(None, goaway),
                 Ok(Some(Err(error))) => return broken(&error, goaway),

@@ -39,15 +39,24 @@ pub enum Refusal {
     /// Its time to live was over on arrival.
     #[error("the event had expired when it arrived")]
     Expired,
+    /// The room is not open, and its home has as many open as it may have.
+    #[error("the server has as many rooms open as it may have")]
+    TooManyRooms,
 }
 
 impl Refusal {
     /// How many refusals there are.
-    pub const COUNT: usize = 5;
+    pub const COUNT: usize = 6;
 
     /// Codes in the order of [`Refusal::index`].
-    pub const CODES: [&'static str; Self::COUNT] =
-        ["buffer_full", "too_many_keys", "amount_overflow", "payload_too_large", "expired"];
+    pub const CODES: [&'static str; Self::COUNT] = [
+        "buffer_full",
+        "too_many_keys",
+        "amount_overflow",
+        "payload_too_large",
+        "expired",
+        "too_many_rooms",
+    ];
 
     /// Index into per-refusal tables.
     #[must_use]
@@ -58,6 +67,7 @@ impl Refusal {
             Refusal::AmountOverflow => 2,
             Refusal::PayloadTooLarge(_) => 3,
             Refusal::Expired => 4,
+            Refusal::TooManyRooms => 5,
         }
     }
 
@@ -70,7 +80,7 @@ impl Refusal {
     /// Whether the same event may be taken a little later.
     #[must_use]
     pub const fn temporary(self) -> bool {
-        matches!(self, Refusal::BufferFull | Refusal::TooManyKeys)
+        matches!(self, Refusal::BufferFull | Refusal::TooManyKeys | Refusal::TooManyRooms)
     }
 }
 

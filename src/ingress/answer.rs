@@ -2,7 +2,7 @@
 //! admission level, refusals too, so that an upstream learns it at once.
 
 use axum::body::Body;
-use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{Response, StatusCode};
 use axum::response::IntoResponse;
 use serde::Serialize;
@@ -74,6 +74,10 @@ impl IntoResponse for ApiError {
         let body = ErrorBody { error: fields, admission: Admission::OPEN };
         let bytes = serde_json::to_vec(&body).unwrap_or_default();
         let mut response = json(self.status, bytes);
+        if self.status == StatusCode::UNAUTHORIZED {
+            // RFC 9110, section 11.6.1, and RFC 6750, section 3.
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if self.temporary {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }

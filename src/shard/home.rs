@@ -114,7 +114,11 @@ impl Homes {
         };
         let outcomes: Vec<Outcome> = match self.open(id, now) {
             Some(home) => events.into_iter().map(|e| home.room.publish(e, now)).collect(),
-            None => vec![Outcome::Rejected(Refusal::BufferFull); events.len()],
+            None => {
+                let refused = Refusal::TooManyRooms;
+                self.forgotten.refused[refused.index()] += events.len() as u64;
+                vec![Outcome::Rejected(refused); events.len()]
+            }
         };
         self.mark_dirty(id);
         match origin {
@@ -449,6 +453,7 @@ fn refusal_reason(refusal: Refusal) -> &'static str {
         Refusal::AmountOverflow => "the amount takes the sum beyond 2^53",
         Refusal::PayloadTooLarge(_) => "the payload is larger than its kind allows",
         Refusal::Expired => "the event had expired when it arrived",
+        Refusal::TooManyRooms => "the server has as many rooms open as it may have",
     }
 }
 

@@ -1,7 +1,7 @@
 //! SPDX licence expressions.
 
 /// Whether an SPDX expression can be satisfied by the allowed licences.
-pub fn allows(allowed: &[&str], expression: &str) -> bool {
+pub(crate) fn allows(allowed: &[&str], expression: &str) -> bool {
     let spaced = expression.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
     let tokens: Vec<&str> = spaced.split_whitespace().collect();
     let mut at = 0;

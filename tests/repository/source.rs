@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-pub fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// Every file below `folder` that belongs to the project, relative to its root.
-pub fn files(folder: &str) -> Vec<String> {
+pub(crate) fn files(folder: &str) -> Vec<String> {
     const NOT_OURS: &[&str] = &["target", "node_modules", ".git", ".cache", "__pycache__"];
     let mut found = Vec::new();
     let mut folders = vec![root().join(folder)];
@@ -30,22 +30,22 @@ pub fn files(folder: &str) -> Vec<String> {
     found
 }
 
-pub fn rust_files(folder: &str) -> Vec<String> {
+pub(crate) fn rust_files(folder: &str) -> Vec<String> {
     files(folder).into_iter().filter(|file| has_extension(file, "rs")).collect()
 }
 
-pub fn has_extension(file: &str, extension: &str) -> bool {
+pub(crate) fn has_extension(file: &str, extension: &str) -> bool {
     Path::new(file).extension().is_some_and(|e| e == extension)
 }
 
-pub fn read(file: &str) -> String {
+pub(crate) fn read(file: &str) -> String {
     let bytes = std::fs::read(root().join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// The source with comments and the contents of string literals blanked; lines
 /// and columns stay where they are.
-pub fn blank(source: &str) -> String {
+pub(crate) fn blank(source: &str) -> String {
     let bytes = source.as_bytes();
     let mut out = bytes.to_vec();
     let mut at = 0;
@@ -147,7 +147,7 @@ fn without_tests(code: &str) -> String {
 }
 
 /// What ships of a source file. Modules that exist for tests only are empty.
-pub fn shipped(file: &str) -> String {
+pub(crate) fn shipped(file: &str) -> String {
     const TEST_MODULES: &[&str] = &["testing.rs", "tests.rs", "simulation.rs"];
     let name = Path::new(file).file_name().map(|n| n.to_string_lossy().into_owned());
     let in_test_folder = Path::new(file).components().any(|c| c.as_os_str() == "tests");
@@ -158,7 +158,7 @@ pub fn shipped(file: &str) -> String {
 }
 
 /// Whether `needle` stands in `line` as a whole word or path.
-pub fn has_word(line: &str, needle: &str) -> bool {
+pub(crate) fn has_word(line: &str, needle: &str) -> bool {
     let word = |c: char| c.is_alphanumeric() || c == '_';
     line.match_indices(needle).any(|(at, _)| {
         let before = line[..at].chars().next_back();
@@ -169,17 +169,17 @@ pub fn has_word(line: &str, needle: &str) -> bool {
     })
 }
 
-pub fn numbered(code: &str) -> impl Iterator<Item = (usize, &str)> {
+pub(crate) fn numbered(code: &str) -> impl Iterator<Item = (usize, &str)> {
     code.lines().enumerate().map(|(i, line)| (i + 1, line))
 }
 
-pub fn module_of(file: &str) -> &str {
+pub(crate) fn module_of(file: &str) -> &str {
     let path = file.strip_prefix("src/").unwrap_or(file);
     path.split('/').next().unwrap_or(path).trim_end_matches(".rs")
 }
 
 /// Names of the modules that follow `crate::`, in groups too.
-pub fn named_modules(code: &str) -> Vec<(usize, String)> {
+pub(crate) fn named_modules(code: &str) -> Vec<(usize, String)> {
     let mut names = Vec::new();
     for (at, _) in code.match_indices("crate::") {
         if is_word_before(code.as_bytes(), at) || code[..at].ends_with('$') {
@@ -223,7 +223,7 @@ pub fn named_modules(code: &str) -> Vec<(usize, String)> {
 }
 
 /// `(name, first line, lines)` of every function.
-pub fn functions(code: &str) -> Vec<(String, usize, usize)> {
+pub(crate) fn functions(code: &str) -> Vec<(String, usize, usize)> {
     let lines: Vec<&str> = code.lines().collect();
     let mut found = Vec::new();
     for (start, line) in lines.iter().enumerate() {

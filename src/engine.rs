@@ -7,7 +7,7 @@
 //! [`event`] and [`kind`] say what it is; [`room`] asks `dedupe` whether it knows
 //! the id, numbers the event and answers with an [`outcome`]; [`merge`] makes
 //! many into few; `pending` holds the rest until `schedule` says that a flush is
-//! due, and gives way by [`level`]; `budget` trims the frame and `drops` names
+//! due, and gives way by [`level`]; `budget` trims the frame and [`drops`] names
 //! what went; [`history`] remembers what travelled; [`delivery`] carries the
 //! frame for one viewer that cannot keep up. [`stats`] counts all of it in plain
 //! structs.
@@ -22,7 +22,7 @@ mod budget;
 mod dedupe;
 pub mod delivery;
 pub mod draft;
-mod drops;
+pub mod drops;
 pub mod history;
 pub mod level;
 pub mod merge;

@@ -13,6 +13,7 @@ pub mod connection;
 pub mod fanout;
 pub mod home;
 pub mod peers;
+mod pending;
 pub mod room;
 pub mod stats;
 mod viewer;

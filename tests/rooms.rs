@@ -280,3 +280,21 @@ fn a_client_that_closes_is_answered_in_kind() {
     server.wait_metric("tidegate_closes_total{reason=\"broken\"}", 1.0);
     server.wait_metric("tidegate_closes_total{reason=\"peer\"}", 1.0);
 }
+
+#[test]
+fn shards_with_descriptor_tables_of_their_own_serve_one_room() {
+    // By the environment, since the harness has opened [server] already.
+    let server = Server::start_with("", &[("TIDEGATE__SERVER__SEPARATE_DESCRIPTORS", "true")]);
+    let mut viewers: Vec<_> = (0..16).map(|i| server.viewer(&format!("u{i}"), "r")).collect();
+    let (_, body) = server.publish("r", json!([{"id": "one", "kind": "red_packet"}]));
+    assert_eq!(body["results"][0]["status"], "accepted");
+    for viewer in &mut viewers {
+        events_until(viewer, "one");
+    }
+    server.terminate();
+    for viewer in &mut viewers {
+        assert_eq!(viewer.closed(), Some(3000));
+    }
+    drop(viewers);
+    assert!(server.wait().success());
+}

@@ -1,4 +1,5 @@
-//! What a frame says about the events that the room shed: how many of which kind.
+//! What a frame says about the events that the room shed, and a gap notice about
+//! those that one viewer lost: how many of which kind.
 //!
 //! Unknown names are kinds too, so a publisher could make the list as long as it
 //! likes. From [`MAX_KINDS`] on, further kinds are counted together under the
@@ -9,8 +10,8 @@ use std::sync::Arc;
 use super::event::DroppedKind;
 use super::kind::Kind;
 
-/// Kinds that one frame names.
-pub(super) const MAX_KINDS: usize = 64;
+/// Kinds that one list names.
+pub const MAX_KINDS: usize = 64;
 
 /// Name under which the rest is counted.
 pub(super) const OTHER: &str = "other";
@@ -18,15 +19,15 @@ pub(super) const OTHER: &str = "other";
 /// Bytes allowed for one entry whose kind nobody else holds.
 const ENTRY_BYTES: usize = 384;
 
-/// Drops since the last frame.
+/// Drops since the last frame or notice.
 #[derive(Debug, Default)]
-pub(super) struct Drops {
+pub struct Drops {
     kinds: Vec<DroppedKind>,
 }
 
 impl Drops {
     /// Counts `count` dropped events of a kind.
-    pub(super) fn add(&mut self, kind: &Arc<Kind>, count: u64) {
+    pub fn add(&mut self, kind: &Arc<Kind>, count: u64) {
         let same = |d: &&mut DroppedKind| Arc::ptr_eq(&d.kind, kind) || *d.kind.name == *kind.name;
         if let Some(dropped) = self.kinds.iter_mut().find(same) {
             dropped.count += count;
@@ -38,8 +39,15 @@ impl Drops {
     }
 
     /// Hands out the list, in order of each kind's first drop.
-    pub(super) fn take(&mut self) -> Vec<DroppedKind> {
+    #[must_use]
+    pub fn take(&mut self) -> Vec<DroppedKind> {
         std::mem::take(&mut self.kinds)
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub fn list(&self) -> &[DroppedKind] {
+        &self.kinds
     }
 
     /// Bytes held.

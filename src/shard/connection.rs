@@ -9,7 +9,7 @@
 //! is read (or [`LINGER`] has passed): closing at once with unread input would
 //! make the kernel send a reset, which destroys the close frame on its way.
 
-use std::io::{self, IoSlice, Write};
+use std::io::{self, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,23 +17,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::pending::Pending;
 use super::stats::ShardStats;
-use crate::engine::delivery::{Backlog, Cut, Limits, Push};
-use crate::engine::event::DroppedKind;
-use crate::engine::ids::{RoomId, Seq};
-use crate::engine::kind::Lane;
+use crate::engine::delivery::{Cut, Limits, Push};
 use crate::engine::time::Time;
 use crate::wire::close::CloseReason;
-use crate::wire::message::{Gap, ServerMessage};
-use crate::wire::shared::{SharedFrame, ViewerFrame, message};
+use crate::wire::shared::{SharedFrame, ViewerFrame};
 use crate::wire::{Format, frame};
 
 /// How long a closed connection waits for its peer's end, before it is cut off.
 pub const LINGER: Duration = Duration::from_secs(3);
-
-/// Buffers one vectored write hands over; Linux takes up to 1,024, and 64 fill
-/// a socket's send buffer many times over.
-const MAX_CHUNKS: usize = 64;
 
 /// Names a viewer for as long as it lives; a key of one that is gone finds
 /// nobody, though its row may serve another.
@@ -65,21 +58,6 @@ enum Phase {
     Open,
     /// Wants nothing but its end; what it says is thrown away.
     Closing,
-}
-
-/// What a slow viewer lost of one room since it was last told.
-struct Loss {
-    room: RoomId,
-    first_seq: Seq,
-    last_seq: Seq,
-    dropped: Vec<DroppedKind>,
-}
-
-struct Pending {
-    backlog: Backlog<ViewerFrame>,
-    losses: Vec<Loss>,
-    /// When the socket last took bytes, or refused them for the first time.
-    progress: Time,
 }
 
 /// One viewer. About 100 bytes; see the test.
@@ -360,13 +338,7 @@ impl Connections {
             self.backlogged += 1;
             self.changed_backlog.push(index);
         }
-        row.pending.get_or_insert_with(|| {
-            Box::new(Pending {
-                backlog: Backlog::new(self.limits),
-                losses: Vec::new(),
-                progress: now,
-            })
-        })
+        row.pending.get_or_insert_with(|| Box::new(Pending::new(self.limits, now)))
     }
 
     /// The socket takes bytes again: one vectored write for all that waits,
@@ -454,106 +426,6 @@ impl Connections {
         self.backlogged -= u32::from(had_backlog);
         self.streams[key.index as usize] = None;
         self.free.push(key.index);
-    }
-}
-
-impl Pending {
-    /// Remembers what thinning took, so that the viewer is told once, right
-    /// before it gets something again.
-    fn note_losses(&mut self, stats: &mut ShardStats) {
-        for (lost, from, to) in self.backlog.take_lost() {
-            let frame = lost.frame.frame();
-            let counts = lost.frame.loss(from, to);
-            for entry in &counts {
-                stats.viewer_dropped[entry.kind.lane.index()] += entry.count;
-            }
-            let ordered_lost = to == Cut::ImportantOnly;
-            if !ordered_lost && counts.is_empty() {
-                continue;
-            }
-            let loss = match self.losses.iter_mut().find(|l| l.room == frame.room) {
-                Some(loss) => loss,
-                None => {
-                    self.losses.push(Loss {
-                        room: frame.room.clone(),
-                        first_seq: frame.first_seq,
-                        last_seq: Seq(frame.first_seq.0 - 1),
-                        dropped: Vec::new(),
-                    });
-                    let last = self.losses.len() - 1;
-                    &mut self.losses[last]
-                }
-            };
-            if ordered_lost {
-                if loss.last_seq < loss.first_seq {
-                    loss.first_seq = frame.first_seq;
-                }
-                loss.last_seq = frame.last_seq;
-            }
-            for entry in counts {
-                match loss.dropped.iter_mut().find(|d| d.kind.name == entry.kind.name) {
-                    Some(known) => known.count += entry.count,
-                    None => loss.dropped.push(entry),
-                }
-            }
-        }
-    }
-
-    fn push_gaps(&mut self, format: Format, stats: &mut ShardStats) {
-        for loss in self.losses.drain(..) {
-            // Sampled content alone may go without a word.
-            if loss.dropped.iter().all(|d| d.kind.lane == Lane::Sampled) {
-                continue;
-            }
-            stats.gaps += 1;
-            let gap = ServerMessage::Gap(Gap {
-                room: loss.room.as_str(),
-                first_seq: loss.first_seq,
-                last_seq: loss.last_seq,
-                dropped: &loss.dropped,
-            });
-            self.backlog.push_notice(message(format, &gap));
-        }
-    }
-
-    /// `Ok(true)` when everything went out.
-    fn write_out(
-        &mut self,
-        mut stream: &TcpStream,
-        format: Format,
-        stats: &mut ShardStats,
-        now: Time,
-    ) -> io::Result<bool> {
-        let mut told = false;
-        while !self.backlog.is_empty() || !self.losses.is_empty() {
-            // The first write shows that the viewer reads again; only then is
-            // it told, so that one notice covers the whole stall.
-            if told || self.backlog.is_empty() {
-                self.push_gaps(format, stats);
-            }
-            let most = if told || self.losses.is_empty() { MAX_CHUNKS } else { 1 };
-            let chunks: SmallVec<[IoSlice<'_>; MAX_CHUNKS]> =
-                self.backlog.chunks().take(most).map(IoSlice::new).collect();
-            let result = stream.write_vectored(&chunks);
-            drop(chunks);
-            match result {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => {
-                    stats.socket_writes += 1;
-                    stats.socket_bytes += written as u64;
-                    self.backlog.advance(written, |sent, cut| {
-                        stats.late_frames += 1;
-                        stats.deliveries += sent.frame.deliveries(cut);
-                    });
-                    self.progress = now;
-                    told = true;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(true)
     }
 }
 

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::deflate::Deflater;
 use super::{Format, frame, json, proto};
 use crate::engine::delivery::{self, Cut};
+use crate::engine::drops::Drops;
 use crate::engine::event::{DroppedKind, Frame, Snapshot};
 use crate::engine::kind::Lane;
 use crate::engine::time::Time;
@@ -96,18 +97,15 @@ impl SharedFrame {
     /// counts by kind. A total counts as one.
     #[must_use]
     pub fn loss(&self, from: Cut, to: Cut) -> Vec<DroppedKind> {
-        let mut lost: Vec<DroppedKind> = Vec::new();
+        let mut lost = Drops::default();
         let events = self.frame.events.iter().map(|e| &e.event.kind);
         let totals = self.frame.totals.iter().map(|t| &t.kind);
         for kind in events.chain(totals) {
             if keeps(from, kind.lane) && !keeps(to, kind.lane) {
-                match lost.iter_mut().find(|entry| entry.kind.name == kind.name) {
-                    Some(entry) => entry.count += 1,
-                    None => lost.push(DroppedKind { kind: Arc::clone(kind), count: 1 }),
-                }
+                lost.add(kind, 1);
             }
         }
-        lost
+        lost.take()
     }
 
     /// Accepted events someone gets with a cut: with everything, those merged

@@ -37,6 +37,11 @@ fn free_port() -> SocketAddr {
 impl Server {
     /// With the defaults, two shards, a key, and `extra` TOML.
     pub(crate) fn start(extra: &str) -> Server {
+        Self::start_with(extra, &[])
+    }
+
+    /// The same with environment variables.
+    pub(crate) fn start_with(extra: &str, environment: &[(&str, &str)]) -> Server {
         let (address, admin) = (free_port(), free_port());
         let folder = tempfile::tempdir().expect("a folder");
         let config = folder.path().join("tidegate.toml");
@@ -50,6 +55,7 @@ impl Server {
         let mut child = Command::new(env!("CARGO_BIN_EXE_tidegate"))
             .args(["serve", "--config"])
             .arg(&config)
+            .envs(environment.iter().copied())
             .stdout(Stdio::piped())
             .spawn()
             .expect("the server starts");

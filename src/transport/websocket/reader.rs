@@ -136,7 +136,7 @@ impl Reader {
             Err(rustix::io::Errno::INTR) | Ok(_) => {}
             Err(error) => return Err(error.into()),
         }
-        let full = self.events.len() == EVENTS;
+        let full = self.events.len() >= EVENTS;
         let mut ready: Vec<ViewerKey> = std::mem::take(&mut self.again);
         for event in self.events.drain(..) {
             let (data, flags) = (event.data.u64(), event.flags);

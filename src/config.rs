@@ -170,15 +170,17 @@ section! {
 pub struct Rooms {
     /// Milliseconds that an event waits for company at most. Default 1 s.
     pub flush_interval_ms: u64 = 1_000,
-    /// Pending events that flush earlier. Default 200.
-    pub flush_events: usize = 200,
+    /// Pending events that flush earlier. Kept below `frame_events` less the
+    /// reserved share, a burst makes more frames; above it, a burst is trimmed to
+    /// one. Default 100.
+    pub flush_events: usize = 100,
     /// Pending bytes that flush earlier. Default 64 KiB.
     pub flush_bytes: usize = 65_536,
     /// With fewer viewers than this every event flushes at once, since merging
     /// saves little. Default 200; 0 never.
     pub small_room_viewers: u32 = 200,
-    /// Ordered events in one frame at most. Default 200.
-    pub frame_events: usize = 200,
+    /// Ordered events in one frame at most. Default 400.
+    pub frame_events: usize = 400,
     /// Bytes of ordered events in one frame at most. Default 128 KiB.
     pub frame_bytes: usize = 131_072,
     /// Percent of both that only tiers up to `reserved_tier` may use. Default 25.

@@ -298,3 +298,19 @@ fn shards_with_descriptor_tables_of_their_own_serve_one_room() {
     drop(viewers);
     assert!(server.wait().success());
 }
+
+#[test]
+fn a_burst_that_the_server_has_room_for_loses_nothing() {
+    let server = Server::start("[rooms]\nsmall_room_viewers = 0\n");
+    let mut viewer = server.viewer("u", "r");
+    for batch in 0..4 {
+        let events: Vec<Value> = (0..250)
+            .map(|i| json!({"id": format!("{batch}-{i}"), "kind": "chat", "payload": "hello"}))
+            .collect();
+        server.publish("r", json!(events));
+        let events = events_until(&mut viewer, &format!("{batch}-249"));
+        assert_eq!(events.len(), 250);
+    }
+    let dropped = server.metric("tidegate_events_dropped_total");
+    assert!(dropped.abs() < 0.1, "{dropped} dropped");
+}

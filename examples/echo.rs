@@ -115,8 +115,9 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
         viewers: Cell::new(0),
         others: Cell::new(0),
         handshakes: Arc::new(Semaphore::new(100)),
-        requests: Edge::request_places(),
+        requests: Arc::new(Semaphore::new(100)),
         accepting: RefCell::new(None),
+        clock,
     });
     let shard = Shard::new(ShardId(0), settings(), clock, peers);
     let limits = ReadLimits { max_message: MAX_MESSAGE, message_timeout: DAY };

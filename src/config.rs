@@ -34,14 +34,7 @@ pub use keys::{KeyMaterial, load as load_keys};
 pub use kinds::{KindConfig, LaneName, MergeKeyName, MergeName};
 pub use load::{ConfigOrigin, Loaded};
 
-/// Longest event id, in bytes. Fixed: ids are part of the interface.
-pub const MAX_ID_BYTES: usize = 128;
-/// Longest merge key, in bytes. Fixed: keys are part of the interface.
-pub const MAX_KEY_BYTES: usize = 128;
-/// Longest user name, in bytes. Fixed: users are part of the interface.
-pub const MAX_USER_BYTES: usize = 128;
-/// Longest kind name, in bytes.
-pub const MAX_KIND_BYTES: usize = 64;
+pub use crate::engine::draft::{MAX_ID_BYTES, MAX_KEY_BYTES, MAX_KIND_BYTES, MAX_USER_BYTES};
 
 /// Declares a section with each default beside its field, so that the two cannot
 /// drift apart.
@@ -246,6 +239,9 @@ pub struct Delivery {
 section! {
 /// `[ingress]`: what publishers may send.
 pub struct Ingress {
+    /// HTTP connections per shard that are no viewers: publishers and readers.
+    /// Default 1024, about 10 KiB each.
+    pub max_connections: usize = 1_024,
     /// Bytes of one request body. Default 1 MiB.
     pub max_body_bytes: usize = 1_048_576,
     /// Events of one request. Default 1000.

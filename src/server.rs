@@ -227,6 +227,7 @@ impl Plan {
             max_handshakes: config.websocket.max_handshakes,
             handshake_timeout: Duration::from_millis(config.websocket.handshake_timeout_ms),
             max_message: config.websocket.max_message_bytes,
+            max_http_connections: config.ingress.max_connections,
         }
     }
 
@@ -312,6 +313,7 @@ struct ShardStart {
     max_handshakes: usize,
     handshake_timeout: Duration,
     max_message: usize,
+    max_http_connections: usize,
 }
 
 type Bound = std::sync::mpsc::Sender<std::io::Result<SocketAddr>>;
@@ -354,8 +356,9 @@ impl ShardStart {
             viewers: Cell::new(0),
             others: Cell::new(0),
             handshakes: Arc::new(Semaphore::new(self.max_handshakes)),
-            requests: Edge::request_places(),
+            requests: Arc::new(Semaphore::new(self.max_http_connections)),
             accepting: RefCell::new(None),
+            clock: self.clock,
         });
         let session = Session {
             auth: Arc::clone(&self.api.auth),

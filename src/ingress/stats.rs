@@ -11,8 +11,15 @@ pub const ROUTES: [&str; 7] =
 pub const STATUSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 
 /// Outcomes of a WebSocket handshake, as metrics name them.
-pub const HANDSHAKES: [&str; 6] =
-    ["accepted", "bad_handshake", "foreign_origin", "no_subprotocol", "timeout", "aborted"];
+pub const HANDSHAKES: [&str; 7] = [
+    "accepted",
+    "bad_handshake",
+    "foreign_origin",
+    "no_subprotocol",
+    "timeout",
+    "aborted",
+    "gave_way",
+];
 
 /// Why an event was refused before it reached a room.
 pub const REFUSALS: [&str; 8] = [

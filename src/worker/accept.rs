@@ -3,12 +3,16 @@
 //!
 //! Until its first request is read, a connection holds one of a bounded number
 //! of places and has a deadline, so that silence, a byte a second or a storm of
-//! connects cannot exhaust the server.
+//! connects cannot exhaust the server. When all places are taken, the oldest
+//! that has had [`GRACE`] gives way: a storm of honest clients, who need
+//! milliseconds, waits its turn, and a thousand silent connections shut nobody
+//! out.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::TcpStream as StdStream;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -27,6 +31,8 @@ use tokio::task::AbortHandle;
 use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
+use crate::clock::Clock;
+use crate::engine::time::Time;
 use crate::ingress::answer::ApiError;
 use crate::ingress::http::{error_response, route_name, secure};
 use crate::ingress::stats::EdgeStats;
@@ -36,8 +42,10 @@ use crate::wire::Format;
 /// Idle time after which a kept-alive HTTP connection is closed, and the time a
 /// later request's head may take.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// HTTP connections that are no viewers, per shard: publishers and readers.
-const MAX_HTTP_CONNECTIONS: usize = 1_024;
+/// A connection that has held its place for less does not give way.
+pub const GRACE: Duration = Duration::from_secs(1);
+/// Pause before the next look at who might give way.
+const GIVE_WAY_PAUSE: Duration = Duration::from_millis(50);
 /// Pause after the kernel had no descriptor for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -78,19 +86,15 @@ pub struct Edge {
     pub others: Cell<usize>,
     /// Places for connections whose first request has not come.
     pub handshakes: Arc<Semaphore>,
-    /// Places for HTTP connections.
+    /// Places for HTTP connections that are no viewers: publishers and readers.
     pub requests: Arc<Semaphore>,
     /// The accept loop.
     pub accepting: RefCell<Option<AbortHandle>>,
+    /// What time it is.
+    pub clock: Clock,
 }
 
 impl Edge {
-    /// Places for HTTP connections.
-    #[must_use]
-    pub fn request_places() -> Arc<Semaphore> {
-        Arc::new(Semaphore::new(MAX_HTTP_CONNECTIONS))
-    }
-
     /// Closes the listening socket.
     pub fn stop_accepting(&self) {
         if let Some(task) = self.accepting.borrow_mut().take() {
@@ -106,10 +110,11 @@ pub fn start(edge: &Rc<Edge>, listener: TcpListener) {
 }
 
 async fn accept_loop(edge: Rc<Edge>, listener: TcpListener) {
+    let mut unheard = Unheard::default();
     loop {
         // Taken before the accept: what cannot be served waits in the kernel's
         // queue, which is bounded and costs nothing here.
-        let Ok(place) = Arc::clone(&edge.handshakes).acquire_owned().await else { return };
+        let Some(permit) = unheard.place(&edge).await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -123,7 +128,73 @@ async fn accept_loop(edge: Rc<Edge>, listener: TcpListener) {
             edge.stats.turned_away.fetch_add(1, Ordering::Relaxed);
             continue;
         }
-        tokio::task::spawn_local(serve(Rc::clone(&edge), stream, place));
+        let outcome = Rc::new(Outcome::default());
+        *outcome.place.borrow_mut() = Some(Place::new(permit, &edge.stats));
+        let task = tokio::task::spawn_local(serve(Rc::clone(&edge), stream, Rc::clone(&outcome)));
+        unheard.push(edge.clock.now(), &outcome, task.abort_handle());
+    }
+}
+
+/// Connections whose first request has not come, oldest first, and some that
+/// are past that.
+#[derive(Default)]
+struct Unheard(VecDeque<(Time, Weak<Outcome>, AbortHandle)>);
+
+impl Unheard {
+    fn push(&mut self, now: Time, outcome: &Rc<Outcome>, task: AbortHandle) {
+        self.0.push_back((now, Rc::downgrade(outcome), task));
+        while self.0.front().is_some_and(|(_, outcome, _)| !holds_place(outcome)) {
+            self.0.pop_front();
+        }
+    }
+
+    /// A place, when one is free or freed; `None` when the edge is closed.
+    async fn place(&mut self, edge: &Edge) -> Option<OwnedSemaphorePermit> {
+        loop {
+            if let Ok(permit) = Arc::clone(&edge.handshakes).try_acquire_owned() {
+                return Some(permit);
+            }
+            self.give_way(edge);
+            let free = Arc::clone(&edge.handshakes).acquire_owned();
+            if let Ok(permit) = tokio::time::timeout(GIVE_WAY_PAUSE, free).await {
+                return permit.ok();
+            }
+        }
+    }
+
+    /// Ends the oldest connection that is still silent, if it has had its time.
+    fn give_way(&mut self, edge: &Edge) {
+        self.0.retain(|(_, outcome, _)| holds_place(outcome));
+        let now = edge.clock.now();
+        if self.0.front().is_some_and(|(since, ..)| now.since(*since) >= GRACE)
+            && let Some((_, _, task)) = self.0.pop_front()
+        {
+            task.abort();
+            edge.stats.handshake("gave_way");
+        }
+    }
+}
+
+fn holds_place(outcome: &Weak<Outcome>) -> bool {
+    outcome.upgrade().is_some_and(|outcome| outcome.place.borrow().is_some())
+}
+
+/// One of the places of connections whose first request has not come.
+struct Place {
+    stats: Arc<EdgeStats>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Place {
+    fn new(permit: OwnedSemaphorePermit, stats: &Arc<EdgeStats>) -> Self {
+        stats.handshaking.fetch_add(1, Ordering::Relaxed);
+        Self { stats: Arc::clone(stats), _permit: permit }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.stats.handshaking.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -133,7 +204,6 @@ struct Counted(Rc<Edge>);
 impl Counted {
     fn new(edge: &Rc<Edge>) -> Self {
         edge.others.set(edge.others.get() + 1);
-        edge.stats.handshaking.fetch_add(1, Ordering::Relaxed);
         Self(Rc::clone(edge))
     }
 }
@@ -149,16 +219,14 @@ impl Drop for Counted {
 struct Outcome {
     agreed: Cell<Option<Format>>,
     /// Given up with the first request.
-    place: RefCell<Option<OwnedSemaphorePermit>>,
+    place: RefCell<Option<Place>>,
     /// Held from the first request on, unless it was an upgrade.
     request: RefCell<Option<OwnedSemaphorePermit>>,
     heard: tokio::sync::Notify,
 }
 
-async fn serve(edge: Rc<Edge>, stream: TcpStream, place: OwnedSemaphorePermit) {
+async fn serve(edge: Rc<Edge>, stream: TcpStream, outcome: Rc<Outcome>) {
     let _counted = Counted::new(&edge);
-    let outcome = Rc::new(Outcome::default());
-    *outcome.place.borrow_mut() = Some(place);
     let service = {
         let (edge, outcome) = (Rc::clone(&edge), Rc::clone(&outcome));
         service_fn(move |request| answer(Rc::clone(&edge), Rc::clone(&outcome), request))
@@ -176,7 +244,6 @@ async fn serve(edge: Rc<Edge>, stream: TcpStream, place: OwnedSemaphorePermit) {
         finished = &mut connection => Some(finished),
         () = outcome.heard.notified() => None,
         () = tokio::time::sleep(edge.handshake_timeout) => {
-            edge.stats.handshaking.fetch_sub(1, Ordering::Relaxed);
             return edge.stats.handshake("timeout");
         }
     };
@@ -186,7 +253,6 @@ async fn serve(edge: Rc<Edge>, stream: TcpStream, place: OwnedSemaphorePermit) {
     };
     if outcome.place.borrow_mut().take().is_some() {
         // It ended before a whole request was there.
-        edge.stats.handshaking.fetch_sub(1, Ordering::Relaxed);
         edge.stats.handshake("aborted");
     }
     match (finished, outcome.agreed.get()) {
@@ -213,7 +279,6 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     if outcome.place.borrow_mut().take().is_some() {
-        edge.stats.handshaking.fetch_sub(1, Ordering::Relaxed);
         outcome.heard.notify_one();
     }
     let route = route_name(request.method(), request.uri().path());

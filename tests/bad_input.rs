@@ -386,11 +386,11 @@ fn rooms_past_the_limit_are_refused_to_publishers_and_viewers() {
 
 #[test]
 fn silent_connections_shut_nobody_out() {
-    let server = Server::start("[websocket]\nmax_handshakes = 4\n");
+    let server = Server::start("[websocket]\nmax_handshakes = 4\nhandshake_timeout_ms = 60000\n");
     let _silent: Vec<TcpStream> =
         (0..40).map(|_| TcpStream::connect(server.address).expect("connected")).collect();
-    // All places of both shards are held for the ten seconds of the handshake
-    // timeout, were it not for the rule that the oldest gives way.
+    // All places of both shards would be held for a minute, were it not for the
+    // rule that the oldest gives way.
     let mut viewer = server.viewer("u", "other");
     bystander_is_served(&server, &mut viewer, "one");
     assert!(server.metric("tidegate_handshakes_total{result=\"gave_way\"}") >= 1.0);

@@ -240,7 +240,7 @@ section! {
 /// `[ingress]`: what publishers may send.
 pub struct Ingress {
     /// HTTP connections per shard that are no viewers: publishers and readers.
-    /// Default 1024, about 10 KiB each.
+    /// Default 1024.
     pub max_connections: usize = 1_024,
     /// Bytes of one request body. Default 1 MiB.
     pub max_body_bytes: usize = 1_048_576,

@@ -27,7 +27,7 @@ use crate::wire::shared::SharedFrame;
 /// write costs, so a slice of 2 ms lets at least one other room in.
 const TURN: usize = 256;
 
-/// Members served between two looks at the clock (about 25 ns each).
+/// Members served between two looks at the clock.
 const CLOCK_EVERY: usize = 32;
 
 /// Rooms with a frame on its way, in the order of their next turns.

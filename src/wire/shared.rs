@@ -27,8 +27,8 @@ pub struct Compression {
 }
 
 thread_local! {
-    /// One compressor per shard thread: its window and tables (about 300 KiB)
-    /// are reused by every message.
+    /// One compressor per shard thread: its window and tables are
+    /// reused by every message.
     static DEFLATER: RefCell<Option<(u32, Deflater)>> = const { RefCell::new(None) };
 }
 

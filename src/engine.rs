@@ -28,6 +28,7 @@ pub mod level;
 pub mod merge;
 pub mod outcome;
 mod pending;
+pub mod priority;
 pub mod room;
 mod schedule;
 pub mod stats;

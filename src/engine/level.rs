@@ -24,6 +24,7 @@ use siphasher::sip128;
 use siphasher::sip128::Hasher128;
 
 use super::ids::Tier;
+use super::priority::Priority;
 use super::time::Time;
 
 /// User levels run from 0 (most important) to this.
@@ -52,6 +53,16 @@ pub struct Rank {
     pub order: u64,
 }
 
+/// The part of the secret that user levels of one hour rest on. An upstream
+/// that is trusted to publish may have it, and then sheds before it sends; it
+/// learns nothing of other hours, nor of the server's other hashes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct HourKey {
+    k0: u64,
+    k1: u64,
+    ends: Time,
+}
+
 /// What a hash is for; one input never has the same hash in two uses.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Use {
@@ -71,13 +82,21 @@ impl LevelKey {
         Self { k0: seed as u64, k1: (seed >> 64) as u64 }
     }
 
+    /// What this hour's user levels rest on.
+    #[must_use]
+    pub fn hour(&self, now: Time) -> HourKey {
+        let hour = now.as_micros() / HOUR_MICROS;
+        let mut hasher = sip128::SipHasher13::new_with_keys(self.k0, self.k1);
+        hasher.write_u64((Use::Level as u64) | (hour << 8));
+        let hash = hasher.finish128();
+        let ends = Time::from_micros((hour + 1) * HOUR_MICROS);
+        HourKey { k0: hash.h1, k1: hash.h2, ends }
+    }
+
     /// The user's level in this hour: 0 to [`LOWEST_USER_LEVEL`], smaller is more important.
     #[must_use]
     pub fn user_level(&self, user: &str, now: Time) -> u8 {
-        let mut hasher = SipHasher13::new_with_keys(self.k0, self.k1);
-        hasher.write_u64((Use::Level as u64) | ((now.as_micros() / HOUR_MICROS) << 8));
-        hasher.write(user.as_bytes());
-        (hasher.finish() & u64::from(LOWEST_USER_LEVEL)) as u8
+        self.hour(now).user_level(user)
     }
 
     /// 64 bits of `text` for one use.
@@ -98,6 +117,56 @@ impl LevelKey {
             hasher.write(part.as_bytes());
         }
         hasher.finish128().as_u128()
+    }
+}
+
+impl HourKey {
+    /// From [`to_bits`](Self::to_bits), good until `ends`.
+    #[must_use]
+    pub const fn from_bits(bits: u128, ends: Time) -> Self {
+        Self { k0: bits as u64, k1: (bits >> 64) as u64, ends }
+    }
+
+    /// The key as one number.
+    #[must_use]
+    pub const fn to_bits(self) -> u128 {
+        (self.k1 as u128) << 64 | self.k0 as u128
+    }
+
+    /// When the next hour's key takes over.
+    #[must_use]
+    pub const fn ends(self) -> Time {
+        self.ends
+    }
+
+    /// The user's level: 0 to [`LOWEST_USER_LEVEL`], smaller is more important.
+    #[must_use]
+    pub fn user_level(&self, user: &str) -> u8 {
+        (self.hash(user, 0) & u64::from(LOWEST_USER_LEVEL)) as u8
+    }
+
+    /// Where an event of `user` with this `id` stands.
+    #[must_use]
+    pub fn priority(&self, tier: Tier, user: &str, id: &str) -> Priority {
+        let hash = self.hash(user, 0);
+        let level = (hash & u64::from(LOWEST_USER_LEVEL)) as u8;
+        let of_user = (hash >> 8) as u16 & 0xff00;
+        let of_event = self.hash(id, 1) as u16 & 0xff;
+        Priority::new(tier, level, of_user | of_event)
+    }
+
+    fn hash(&self, text: &str, purpose: u8) -> u64 {
+        let mut hasher = SipHasher13::new_with_keys(self.k0, self.k1);
+        hasher.write_u8(purpose);
+        hasher.write(text.as_bytes());
+        hasher.finish()
+    }
+}
+
+impl fmt::Debug for HourKey {
+    /// Keeps the secret out of logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HourKey(..)")
     }
 }
 
@@ -147,6 +216,31 @@ mod tests {
         let a = KEY.hash128(Use::SumByKey, ["ab", "c"]);
         assert_ne!(a, KEY.hash128(Use::SumByKey, ["a", "bc"]));
         assert_ne!(a, KEY.hash128(Use::LatestByKey, ["ab", "c"]));
+    }
+
+    #[test]
+    fn an_upstream_with_the_hours_key_finds_the_same_priorities_and_no_others() {
+        let hour = KEY.hour(NOON);
+        assert!(hour.ends() > NOON);
+        let upstream = HourKey::from_bits(hour.to_bits(), hour.ends());
+        let next = KEY.hour(hour.ends());
+        assert_ne!(next.to_bits(), hour.to_bits());
+        for i in 0..100 {
+            let user = format!("u{i}");
+            let here = hour.priority(Tier(3), &user, "e");
+            assert_eq!(upstream.priority(Tier(3), &user, "e"), here);
+            assert_eq!(here.cell(), 3 * 128 + usize::from(KEY.user_level(&user, NOON)));
+        }
+    }
+
+    #[test]
+    fn events_of_one_user_share_a_cell_and_can_be_told_apart_within_it() {
+        let hour = KEY.hour(NOON);
+        let positions: std::collections::HashSet<_> =
+            (0..1_000).map(|i| hour.priority(Tier(3), "u", &i.to_string())).collect();
+        let cells: std::collections::HashSet<_> = positions.iter().map(|p| p.cell()).collect();
+        assert_eq!(cells.len(), 1);
+        assert!(positions.len() > 200, "{}", positions.len());
     }
 
     #[test]

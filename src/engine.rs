@@ -19,6 +19,7 @@ pub mod settings;
 pub mod time;
 
 mod budget;
+pub mod caller;
 mod dedupe;
 pub mod delivery;
 pub mod draft;

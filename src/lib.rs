@@ -19,6 +19,7 @@ pub mod config;
 pub mod demo;
 pub mod engine;
 pub mod ingress;
+pub mod limits;
 pub mod server;
 pub mod shard;
 pub mod telemetry;

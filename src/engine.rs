@@ -18,6 +18,7 @@ pub mod kind;
 pub mod settings;
 pub mod time;
 
+pub mod admission;
 mod budget;
 pub mod caller;
 mod dedupe;

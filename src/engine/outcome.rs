@@ -42,11 +42,38 @@ pub enum Refusal {
     /// The room is not open, and its home has as many open as it may have.
     #[error("the server has as many rooms open as it may have")]
     TooManyRooms,
+    /// More arrives than the server can do, and what got in mattered more.
+    #[error("the server is overloaded and takes what matters more")]
+    Overloaded {
+        /// When to try again, in milliseconds.
+        retry_after_ms: u32,
+    },
+    /// An operator has silenced the kind in this room.
+    #[error("an operator has silenced this kind in the room")]
+    Silenced {
+        /// When that ends, in milliseconds.
+        retry_after_ms: u32,
+    },
+    /// The room sends more than its fixed limit.
+    #[error("the room has used up its rate of events")]
+    RoomLimited {
+        /// When to try again, in milliseconds.
+        retry_after_ms: u32,
+    },
+    /// The user sends more than the fixed limit.
+    #[error("the user has used up its rate of events")]
+    UserLimited {
+        /// When to try again, in milliseconds.
+        retry_after_ms: u32,
+    },
 }
+
+/// When an event may find room that was refused for lack of it, in milliseconds.
+pub const RETRY_AFTER_MS: u32 = 500;
 
 impl Refusal {
     /// How many refusals there are.
-    pub const COUNT: usize = 6;
+    pub const COUNT: usize = 10;
 
     /// Codes in the order of [`Refusal::index`].
     pub const CODES: [&'static str; Self::COUNT] = [
@@ -56,6 +83,10 @@ impl Refusal {
         "payload_too_large",
         "expired",
         "too_many_rooms",
+        "overloaded",
+        "silenced",
+        "room_limited",
+        "user_limited",
     ];
 
     /// Index into per-refusal tables.
@@ -68,6 +99,10 @@ impl Refusal {
             Refusal::PayloadTooLarge(_) => 3,
             Refusal::Expired => 4,
             Refusal::TooManyRooms => 5,
+            Refusal::Overloaded { .. } => 6,
+            Refusal::Silenced { .. } => 7,
+            Refusal::RoomLimited { .. } => 8,
+            Refusal::UserLimited { .. } => 9,
         }
     }
 
@@ -77,10 +112,19 @@ impl Refusal {
         Self::CODES[self.index()]
     }
 
-    /// Whether the same event may be taken a little later.
+    /// After how many milliseconds the same event may be taken; `None`: never.
     #[must_use]
-    pub const fn temporary(self) -> bool {
-        matches!(self, Refusal::BufferFull | Refusal::TooManyKeys | Refusal::TooManyRooms)
+    pub const fn retry_after_ms(self) -> Option<u32> {
+        match self {
+            Refusal::BufferFull | Refusal::TooManyKeys | Refusal::TooManyRooms => {
+                Some(RETRY_AFTER_MS)
+            }
+            Refusal::Overloaded { retry_after_ms }
+            | Refusal::Silenced { retry_after_ms }
+            | Refusal::RoomLimited { retry_after_ms }
+            | Refusal::UserLimited { retry_after_ms } => Some(retry_after_ms),
+            Refusal::AmountOverflow | Refusal::PayloadTooLarge(_) | Refusal::Expired => None,
+        }
     }
 }
 
@@ -89,10 +133,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_exhausted_room_is_worth_a_retry() {
-        assert!(Refusal::BufferFull.temporary() && Refusal::TooManyKeys.temporary());
+    fn only_what_passes_is_worth_a_retry() {
+        assert_eq!(Refusal::BufferFull.retry_after_ms(), Some(RETRY_AFTER_MS));
+        assert_eq!(Refusal::Overloaded { retry_after_ms: 7 }.retry_after_ms(), Some(7));
         for refusal in [Refusal::AmountOverflow, Refusal::PayloadTooLarge(7), Refusal::Expired] {
-            assert!(!refusal.temporary(), "{}", refusal.code());
+            assert_eq!(refusal.retry_after_ms(), None, "{}", refusal.code());
         }
         assert_eq!(Refusal::PayloadTooLarge(7).code(), "payload_too_large");
         assert!(Refusal::PayloadTooLarge(7).to_string().contains("7 bytes"));

@@ -51,6 +51,12 @@ impl Priority {
         (self.0 >> FINE_BITS) as usize
     }
 
+    /// Where a cell begins.
+    #[must_use]
+    pub const fn of_cell(cell: usize) -> Self {
+        Self(if cell < CELLS { cell as u32 * CELL } else { END - 1 })
+    }
+
     /// Position within the tier, from 0 to just below 1.
     #[must_use]
     pub fn within_tier(self) -> f64 {

@@ -29,8 +29,7 @@ use crate::engine::draft::Draft;
 use crate::engine::event::Event;
 use crate::engine::ids::{ImportantNo, RoomId, Seq};
 use crate::engine::kind::Kinds;
-use crate::engine::outcome::Outcome;
-use crate::shard::home::RETRY_AFTER_MS;
+use crate::engine::outcome::{Outcome, RETRY_AFTER_MS};
 use crate::shard::peers::{After, LocalShards, Message, Origin, Path as _, Placement as _};
 use crate::wire::json as wire_json;
 
@@ -162,7 +161,7 @@ impl<'a> ResultBody<'a> {
         match outcome {
             Outcome::Accepted { seq } | Outcome::Duplicate { seq } => Self::accepted(id, seq),
             Outcome::Rejected(refusal) => {
-                let retry = refusal.temporary().then_some(RETRY_AFTER_MS);
+                let retry = refusal.retry_after_ms().map(u64::from);
                 Self::rejected(id, refusal.code(), refusal.to_string(), retry)
             }
         }
@@ -199,7 +198,7 @@ async fn publish(
             Some(Err(())) | None => {
                 api.stats.refuse("busy");
                 let reason = "the server has more events waiting than it takes".to_owned();
-                ResultBody::rejected(&event.id, "busy", reason, Some(RETRY_AFTER_MS))
+                ResultBody::rejected(&event.id, "busy", reason, Some(RETRY_AFTER_MS.into()))
             }
         })
     });

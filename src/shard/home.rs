@@ -35,9 +35,6 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// Important events one `pull` brings at most.
 const MAX_PULL: u64 = 200;
 
-/// Advice to a publisher whose event was refused for lack of room.
-pub const RETRY_AFTER_MS: u64 = 500;
-
 /// Limits of the rooms of a shard.
 #[derive(Debug, Clone)]
 pub struct HomeSettings {
@@ -440,7 +437,7 @@ pub fn outcome_message<'a>(id: &'a str, outcome: &Outcome) -> ServerMessage<'a> 
             id,
             code: refusal.code(),
             reason: refusal_reason(*refusal),
-            retry_after_ms: refusal.temporary().then_some(RETRY_AFTER_MS),
+            retry_after_ms: refusal.retry_after_ms().map(u64::from),
         },
     }
 }
@@ -454,6 +451,10 @@ fn refusal_reason(refusal: Refusal) -> &'static str {
         Refusal::PayloadTooLarge(_) => "the payload is larger than its kind allows",
         Refusal::Expired => "the event had expired when it arrived",
         Refusal::TooManyRooms => "the server has as many rooms open as it may have",
+        Refusal::Overloaded { .. } => "the server is overloaded and takes what matters more",
+        Refusal::Silenced { .. } => "an operator has silenced this kind in the room",
+        Refusal::RoomLimited { .. } => "the room has used up its rate of events",
+        Refusal::UserLimited { .. } => "the user has used up its rate of events",
     }
 }
 

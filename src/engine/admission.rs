@@ -1,0 +1,414 @@
+//! Overload control: what a shard takes on when more arrives than it can do.
+//!
+//! In the tradition of DAGOR (Zhou et al., *Overload Control for Scaling WeChat
+//! Microservices*, SoCC 2018; errata in arXiv 1806.04075 v3): every request has
+//! a [`Priority`] that its sender cannot choose, the server admits what lies
+//! before its [`AdmissionLevel`] and tells its callers the level, and the sign
+//! of overload is queueing time, which unlike response time says nothing of
+//! slow downstreams and unlike utilisation is not at its limit on a good day.
+//!
+//! Three parts, each in a file:
+//! - `queue`, a short priority queue measured in work. What a level decides too
+//!   late or too coarsely, the queue decides at once: it evicts the worst.
+//! - `controller`, which moves the level from what a window showed, with
+//!   `demand`, the histogram it reads it from.
+//! - `fairness`, by which a room that takes more than its share yields first.
+//!
+//! Everything is counted in *cost*: estimated microseconds of work. The
+//! estimate may be off by a factor, as long as it is off alike for all: what
+//! the server gets done is measured in the same unit.
+
+mod controller;
+mod demand;
+mod fairness;
+mod queue;
+
+use std::time::Duration;
+
+pub use self::controller::Verdict;
+use self::controller::Controller;
+use self::fairness::Fairness;
+use self::queue::WorkQueue;
+use super::ids::Tier;
+use super::priority::{AdmissionLevel, Priority};
+use super::time::Time;
+
+/// Constants of the law. The defaults are the paper's where it names one.
+#[derive(Debug, Clone)]
+pub struct AdmissionSettings {
+    /// Work that may wait under overload.
+    pub queue: Duration,
+    /// Work that may wait while there is no overload: a queue that is empty
+    /// again soon does no harm, and chance alone fills a server at 90 % of its
+    /// capacity beyond [`queue`](Self::queue) every few seconds.
+    pub burst: Duration,
+    /// Entries that may wait in any case: the bound on memory.
+    pub max_entries: usize,
+    /// Longest window (paper: 1 s).
+    pub window: Duration,
+    /// Requests that end a window early (paper: 2,000).
+    pub window_requests: u64,
+    /// Requests below which a window never tightens the level.
+    pub min_requests: u64,
+    /// Mean queueing time that counts as overload (paper: 20 ms).
+    pub threshold: Duration,
+    /// Share of the admitted work given up when only queueing time speaks for
+    /// it (paper: 5 %).
+    pub alpha: f64,
+    /// Share of the arrived work added when nothing speaks against it (paper: 1 %).
+    pub beta: f64,
+    /// Work admitted beyond the measured capacity, as a share of it, for the
+    /// queue to choose from.
+    pub margin: f64,
+    /// The margin grows up to this while the server rests although it refuses.
+    pub max_margin: f64,
+    /// Least important tier that a room's use does not send to the end.
+    pub protected_tier: Tier,
+    /// How long callers may hold a level.
+    pub level_ttl: Duration,
+    /// Only count what would be refused. The bound on entries still holds.
+    pub dry_run: bool,
+}
+
+impl Default for AdmissionSettings {
+    fn default() -> Self {
+        Self {
+            queue: Duration::from_millis(40),
+            burst: Duration::from_millis(200),
+            max_entries: 65_536,
+            window: Duration::from_secs(1),
+            window_requests: 2_000,
+            min_requests: 50,
+            threshold: Duration::from_millis(20),
+            alpha: 0.05,
+            beta: 0.01,
+            margin: 0.1,
+            max_margin: 0.5,
+            protected_tier: Tier(0),
+            level_ttl: Duration::from_secs(2),
+            dry_run: false,
+        }
+    }
+}
+
+/// A request that wants in.
+#[derive(Debug)]
+pub struct Entry<T> {
+    /// What is to be done.
+    pub item: T,
+    /// How important it is.
+    pub priority: Priority,
+    /// Whose share it uses; a hash.
+    pub room: u64,
+    /// Estimated work in microseconds, above 0.
+    pub cost: f64,
+    /// When it reached the socket.
+    pub arrived: Time,
+    /// Not worth starting after this.
+    pub deadline: Option<Time>,
+}
+
+/// Why an entry was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Shed {
+    /// It lies behind the level.
+    Level,
+    /// The queue was full, and everything in it mattered more; or it waited
+    /// longer than a full queue takes, and everything that came mattered more.
+    Evicted,
+    /// Its deadline passed while it waited.
+    Expired,
+}
+
+impl Shed {
+    /// All reasons, in the order of their index.
+    pub const ALL: [Shed; 3] = [Shed::Level, Shed::Evicted, Shed::Expired];
+
+    /// Name in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Shed::Level => "level",
+            Shed::Evicted => "evicted",
+            Shed::Expired => "expired",
+        }
+    }
+}
+
+/// What became of requests, by tier. Everything offered is in exactly one of
+/// started, shed, and (not here) still waiting.
+#[derive(Debug, Clone)]
+pub struct AdmissionStats {
+    /// Requests offered.
+    pub offered: [u64; 64],
+    /// Requests taken for processing.
+    pub started: [u64; 64],
+    /// Requests refused, by [`Shed`].
+    pub shed: [[u64; 64]; 3],
+    /// Requests a dry run let pass, by [`Shed`].
+    pub would_shed: [[u64; 64]; 3],
+}
+
+impl Default for AdmissionStats {
+    fn default() -> Self {
+        let none = [0; 64];
+        Self { offered: none, started: none, shed: [none; 3], would_shed: [none; 3] }
+    }
+}
+
+/// See the module's documentation.
+pub struct Admission<T> {
+    settings: AdmissionSettings,
+    queue: WorkQueue<T>,
+    controller: Controller,
+    fairness: Fairness,
+    /// The short bound holds: the long one was reached, and the queue has not
+    /// been empty under an open level since.
+    strict: bool,
+    pinned: Option<AdmissionLevel>,
+    /// Since when there has been nothing to do.
+    resting: Option<Time>,
+    /// Since when something waits and nothing was taken.
+    stalled: Option<Time>,
+    /// What it did.
+    pub stats: AdmissionStats,
+}
+
+impl<T> Admission<T> {
+    /// Open, empty and at rest.
+    #[must_use]
+    pub fn new(settings: AdmissionSettings, now: Time) -> Self {
+        Self {
+            controller: Controller::new(&settings, now),
+            settings,
+            queue: WorkQueue::new(),
+            fairness: Fairness::new(now),
+            strict: false,
+            pinned: None,
+            resting: Some(now),
+            stalled: None,
+            stats: AdmissionStats::default(),
+        }
+    }
+
+    /// Takes a request in, or not. Everything that does not stay goes into
+    /// `shed`, the newcomer included.
+    pub fn offer(&mut self, entry: Entry<T>, now: Time, shed: &mut Vec<(Entry<T>, Shed)>) {
+        self.stats.offered[tier(&entry)] += 1;
+        let place = self.fairness.place(&self.settings, entry.room, entry.priority);
+        self.controller.arrived(place, entry.cost);
+        self.fairness.arrived(entry.room, entry.cost);
+        if !self.admits(place) {
+            if !self.settings.dry_run {
+                return self.refuse(entry, Shed::Level, shed);
+            }
+            self.stats.would_shed[Shed::Level as usize][tier(&entry)] += 1;
+        }
+        self.controller.admitted(entry.cost);
+        if self.queue.len() == 0 {
+            self.stalled = Some(now);
+        }
+        self.queue.push(place, entry);
+        self.bound(shed);
+    }
+
+    /// The next to process; `None`: nothing waits, and the caller has something
+    /// else to do or calls [`rest`](Self::rest). What has expired goes into `shed`.
+    pub fn take(&mut self, now: Time, shed: &mut Vec<(Entry<T>, Shed)>) -> Option<Entry<T>> {
+        loop {
+            let Some((place, entry)) = self.queue.pop_best() else {
+                self.stalled = None;
+                self.strict &= !self.controller.level().is_open();
+                return None;
+            };
+            if entry.deadline.is_some_and(|deadline| deadline < now) {
+                self.controller.evicted(entry.cost);
+                if !self.settings.dry_run {
+                    self.refuse(entry, Shed::Expired, shed);
+                    continue;
+                }
+                self.stats.would_shed[Shed::Expired as usize][tier(&entry)] += 1;
+            }
+            // It was kept for a gap that did not come; what comes fresh now
+            // fills one as well, and its caller has not given up yet.
+            let waited = now.since(entry.arrived);
+            if self.strict && waited > self.settings.queue && !self.controller.core().admits(place) {
+                self.controller.evicted(entry.cost);
+                if !self.settings.dry_run {
+                    self.refuse(entry, Shed::Evicted, shed);
+                    continue;
+                }
+                self.stats.would_shed[Shed::Evicted as usize][tier(&entry)] += 1;
+            }
+            self.wake(now);
+            self.stalled = (self.queue.len() > 0).then_some(now);
+            self.controller.started(entry.cost, waited);
+            self.stats.started[tier(&entry)] += 1;
+            return Some(entry);
+        }
+    }
+
+    /// There is nothing to do from `now` on, until [`take`](Self::take) gives
+    /// something or [`wake`](Self::wake) says that other work is being done.
+    pub fn rest(&mut self, now: Time) {
+        self.resting.get_or_insert(now);
+    }
+
+    /// The server works again, if not on anything from here.
+    pub fn wake(&mut self, now: Time) {
+        if let Some(since) = self.resting.take() {
+            self.controller.rested(now.since(since));
+        }
+    }
+
+    /// Ends the window when it is time. Call at
+    /// [`next_deadline`](Self::next_deadline) at the latest, and often while
+    /// requests come.
+    pub fn tick(&mut self, now: Time) {
+        if let Some(since) = &mut self.resting {
+            self.controller.rested(now.since(*since));
+            *since = now;
+        }
+        let stalled = self.stalled.map_or(Duration::ZERO, |since| now.since(since));
+        let closed = self.controller.tick(&self.settings, self.queue.work(), stalled, now);
+        if closed {
+            let overloaded = self.controller.verdict().overloaded || !self.level().is_open();
+            self.fairness.share_out(self.controller.capacity(), overloaded, now);
+        }
+    }
+
+    /// When [`tick`](Self::tick) has something to do, unless much happens.
+    #[must_use]
+    pub fn next_deadline(&self) -> Time {
+        self.controller.deadline(&self.settings)
+    }
+
+    /// What is admitted.
+    #[must_use]
+    pub fn level(&self) -> AdmissionLevel {
+        self.pinned.unwrap_or_else(|| self.controller.level())
+    }
+
+    /// The level as callers of one room should apply it.
+    #[must_use]
+    pub fn level_for(&self, room: u64) -> AdmissionLevel {
+        self.fairness.level_for(self.level(), room)
+    }
+
+    /// How many times its fair share a room asks for; 1 within it.
+    #[must_use]
+    pub fn room_use(&self, room: u64) -> f64 {
+        self.fairness.stretch(room).unwrap_or(1.0)
+    }
+
+    /// Rooms that yield to others at present.
+    #[must_use]
+    pub fn rooms_beyond_share(&self) -> usize {
+        self.fairness.beyond()
+    }
+
+    /// An operator's level instead of the computed one; `None` gives it back.
+    pub fn pin(&mut self, level: Option<AdmissionLevel>) {
+        self.pinned = level;
+    }
+
+    /// Whether an operator's level is in force.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.pinned.is_some()
+    }
+
+    /// What the last window came to.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        self.controller.verdict()
+    }
+
+    /// Requests waiting.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.queue.len() == 0
+    }
+
+    /// Time that what waits will take, at the measured capacity.
+    #[must_use]
+    pub fn backlog(&self) -> Duration {
+        let micros = self.queue.work() / self.controller.capacity().max(LEAST_CAPACITY);
+        Duration::from_micros(micros.min(MOST_BACKLOG) as u64)
+    }
+
+    /// When a refused caller should come back: the more the load exceeds the
+    /// capacity the later, drawn with full jitter from `draw`, 64 random bits.
+    /// 50 ms to 10 s.
+    #[must_use]
+    pub fn retry_after(&self, draw: u64) -> Duration {
+        const LEAST: f64 = 50.0;
+        let excess = (self.controller.verdict().load - 1.0).clamp(0.1, 10.0);
+        let share = (draw >> 11) as f64 / (1u64 << 53) as f64;
+        Duration::from_millis((LEAST + share * (excess * 1_000.0 - LEAST)) as u64)
+    }
+
+    /// Whether the request gets past the level. A server that has nothing to
+    /// do refuses nothing: a level is a forecast, and this is a fact.
+    fn admits(&self, priority: Priority) -> bool {
+        let level = self.level();
+        level.admits(priority)
+            || self.pinned.is_none() && self.resting.is_some() && self.queue.len() == 0
+    }
+
+    /// Evicts until the queue keeps its bound. One entry may wait whatever it
+    /// costs, or it could never be served.
+    fn bound(&mut self, shed: &mut Vec<(Entry<T>, Shed)>) {
+        let capacity = self.controller.capacity().max(LEAST_CAPACITY);
+        let work = |bound: Duration| bound.as_micros() as f64 * capacity;
+        let overfull = self.queue.work() > work(self.settings.burst);
+        self.strict |= overfull || !self.level().is_open();
+        let (long, short) = (work(self.settings.burst), work(self.settings.queue));
+        while self.queue.len() > 1
+            && self.queue.work() > short
+            && let Some((place, worst)) = self.queue.worst()
+        {
+            // What the server will get to all the same only waits its turn.
+            let patient = !self.strict || self.controller.core().admits(place);
+            if patient && self.queue.work() <= long {
+                break;
+            }
+            if self.settings.dry_run {
+                self.stats.would_shed[Shed::Evicted as usize][tier(worst)] += 1;
+                break;
+            }
+            let Some(worst) = self.queue.pop_worst() else { return };
+            self.controller.evicted(worst.cost);
+            self.refuse(worst, Shed::Evicted, shed);
+        }
+        if self.queue.len() > self.settings.max_entries
+            && let Some(worst) = self.queue.pop_worst()
+        {
+            self.controller.evicted(worst.cost);
+            self.refuse(worst, Shed::Evicted, shed);
+        }
+    }
+
+    fn refuse(&mut self, entry: Entry<T>, why: Shed, shed: &mut Vec<(Entry<T>, Shed)>) {
+        self.stats.shed[why as usize][tier(&entry)] += 1;
+        shed.push((entry, why));
+    }
+}
+
+/// A capacity below this is no measurement, in work per microsecond.
+const LEAST_CAPACITY: f64 = 1e-3;
+/// A backlog is told up to this, in microseconds.
+const MOST_BACKLOG: f64 = 3.6e9;
+
+fn tier<T>(entry: &Entry<T>) -> usize {
+    usize::from(entry.priority.tier().0)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,236 @@
+//! Moves the level: what one window showed decides what the next one admits.
+//!
+//! DAGOR lowers the level so that 5 % less is admitted after a window with a
+//! mean queueing time above 20 ms, and raises it by 1 % of what arrived after
+//! any other (SoCC 2018, algorithm 1). From far away that takes dozens of
+//! windows, and near the goal it swings around it. Here the goal itself is
+//! measured: work done per busy microsecond is the capacity, in the same units
+//! in which arrivals are counted, so an estimate of cost that is wrong by a
+//! factor cancels out. The level is set to admit the capacity and a margin;
+//! the queue, which evicts the worst, takes the margin off again, and the
+//! server neither starves nor queues. The paper's two steps remain where there
+//! is no better evidence than queueing time alone.
+
+use std::time::Duration;
+
+use super::AdmissionSettings;
+use super::demand::Demand;
+use crate::engine::priority::{AdmissionLevel, Priority};
+use crate::engine::time::Time;
+
+/// The measured capacity follows a change within this much busy time, in
+/// microseconds.
+const CAPACITY_MEMORY: f64 = 300_000.0;
+/// Busy time below this measures nothing, in microseconds.
+const LEAST_BUSY: f64 = 2_000.0;
+/// A window may end this early when its evidence is overwhelming.
+const SHORTEST: Duration = Duration::from_millis(20);
+/// Evidence of spare capacity is looked at this often.
+const SPARE_CHECK: Duration = Duration::from_millis(100);
+/// Share of a window without work that counts as spare capacity.
+const SPARE: f64 = 0.1;
+/// Evicted work, as a share of admitted work, that is no noise.
+const EVICTED: f64 = 0.02;
+/// Share of the capacity that is served for certain: what needs no more only
+/// has to wait out the chance of arrivals.
+const CORE: f64 = 0.75;
+/// Part of the histogram that lives on when a window agreed with the last.
+const KEEP: f64 = 0.5;
+
+/// What happened in one window. Work in estimated microseconds.
+#[derive(Debug, Clone, Copy, Default)]
+struct Window {
+    began: Time,
+    arrived: f64,
+    requests: u64,
+    admitted: f64,
+    evicted: f64,
+    evictions: u64,
+    started: f64,
+    starts: u64,
+    /// Sum of queueing times.
+    waited: f64,
+    /// Time without anything to do.
+    rested: f64,
+}
+
+/// What the last window came to.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Verdict {
+    /// Mean queueing time of what was started, or how long nothing was.
+    pub queueing: Duration,
+    /// That was above the threshold, or work was evicted.
+    pub overloaded: bool,
+    /// Work that arrived, as a multiple of the capacity. Counts what was refused.
+    pub load: f64,
+}
+
+/// See the module's documentation.
+pub(super) struct Controller {
+    window: Window,
+    demand: Demand,
+    level: AdmissionLevel,
+    core: AdmissionLevel,
+    /// Work per busy microsecond.
+    capacity: f64,
+    /// What is admitted beyond the capacity, as a share of it.
+    margin: f64,
+    verdict: Verdict,
+}
+
+impl Controller {
+    pub(super) fn new(settings: &AdmissionSettings, now: Time) -> Self {
+        Self {
+            window: Window { began: now, ..Window::default() },
+            demand: Demand::new(),
+            level: AdmissionLevel::OPEN,
+            core: AdmissionLevel::OPEN,
+            // What costs a microsecond takes one, until measured.
+            capacity: 1.0,
+            margin: settings.margin,
+            verdict: Verdict::default(),
+        }
+    }
+
+    pub(super) fn level(&self) -> AdmissionLevel {
+        self.level
+    }
+
+    /// What lies before this is served in any case, if not at once: together
+    /// it needs no more than [`CORE`] of the capacity.
+    pub(super) fn core(&self) -> AdmissionLevel {
+        self.core
+    }
+
+    pub(super) fn verdict(&self) -> Verdict {
+        self.verdict
+    }
+
+    /// Work per busy microsecond.
+    pub(super) fn capacity(&self) -> f64 {
+        self.capacity
+    }
+
+    pub(super) fn arrived(&mut self, priority: Priority, cost: f64) {
+        self.demand.arrived(priority, cost);
+        self.window.arrived += cost;
+        self.window.requests += 1;
+    }
+
+    pub(super) fn admitted(&mut self, cost: f64) {
+        self.window.admitted += cost;
+    }
+
+    pub(super) fn evicted(&mut self, cost: f64) {
+        self.window.evicted += cost;
+        self.window.evictions += 1;
+    }
+
+    pub(super) fn started(&mut self, cost: f64, waited: Duration) {
+        self.window.started += cost;
+        self.window.starts += 1;
+        self.window.waited += waited.as_micros() as f64;
+    }
+
+    pub(super) fn rested(&mut self, time: Duration) {
+        self.window.rested += time.as_micros() as f64;
+    }
+
+    /// When the window ends if nothing else ends it.
+    pub(super) fn deadline(&self, settings: &AdmissionSettings) -> Time {
+        let length = if self.level.is_open() { settings.window } else { SPARE_CHECK };
+        self.window.began + length.min(settings.window)
+    }
+
+    /// Ends the window if it is time, or if what happened leaves no doubt.
+    /// `stalled`: for how long work has waited and none was started.
+    /// Returns whether it did.
+    pub(super) fn tick(
+        &mut self,
+        settings: &AdmissionSettings,
+        queue_work: f64,
+        stalled: Duration,
+        now: Time,
+    ) -> bool {
+        if now < self.window.began {
+            // A clock that went back: what was measured means nothing.
+            self.window = Window { began: now, ..Window::default() };
+        }
+        let window = &self.window;
+        let age = now.since(window.began);
+        let full = age >= settings.window || window.requests >= settings.window_requests;
+        // Twice the queue was thrown out of it: whoever waits for the window's
+        // end refuses at its own cost what could be shed for free.
+        let queue = settings.queue.as_micros() as f64 * self.capacity;
+        let onset = window.evictions >= settings.min_requests && window.evicted >= 2.0 * queue;
+        let spare = !self.level.is_open()
+            && age >= SPARE_CHECK
+            && window.rested >= SPARE * age.as_micros() as f64;
+        if full || age >= SHORTEST && onset || spare {
+            self.close(settings, queue_work, stalled, now);
+            return true;
+        }
+        false
+    }
+
+    fn close(
+        &mut self,
+        settings: &AdmissionSettings,
+        queue_work: f64,
+        stalled: Duration,
+        now: Time,
+    ) {
+        let window = std::mem::replace(&mut self.window, Window { began: now, ..Window::default() });
+        let elapsed = (now.since(window.began).as_micros() as f64).max(1.0);
+        let busy = (elapsed - window.rested).max(0.0);
+        if busy >= LEAST_BUSY && window.started > 0.0 {
+            let weight = 1.0 - (-busy / CAPACITY_MEMORY).exp();
+            self.capacity += (window.started / busy - self.capacity) * weight;
+        }
+        let mut queueing = Duration::from_micros((window.waited / window.starts.max(1) as f64) as u64);
+        if queue_work > 0.0 {
+            queueing = queueing.max(stalled);
+        }
+        let waiting = queueing > settings.threshold;
+        let evicting = window.evicted > EVICTED * window.admitted;
+        self.verdict = Verdict {
+            queueing,
+            overloaded: waiting || evicting,
+            load: window.arrived / elapsed / self.capacity.max(f64::MIN_POSITIVE),
+        };
+        self.adapt_margin(settings, &window, elapsed);
+        let thin = window.requests < settings.min_requests;
+        let admitted = window.admitted / elapsed;
+        let goal = self.capacity * (1.0 + self.margin);
+        let target = if evicting {
+            goal
+        } else if waiting {
+            goal.max(admitted * (1.0 - settings.alpha))
+        } else {
+            goal.max(admitted + settings.beta * window.arrived / elapsed)
+        };
+        // A window that contradicts the level makes the past worthless.
+        let surprise = window.rested > SPARE * elapsed && !self.level.is_open()
+            || window.evicted > 3.0 * EVICTED * window.admitted + self.margin * window.admitted;
+        let keep = if surprise { 0.0 } else { KEEP };
+        let certain = (self.capacity * CORE).min(target);
+        let [core, next] = self.demand.levels([certain, target], self.level, elapsed, keep);
+        let tighter = next < self.level;
+        if !tighter || !thin && (waiting || evicting || !self.level.is_open()) {
+            self.level = next;
+            self.core = core;
+        }
+    }
+
+    /// A server that rests while it refuses needs more margin; one that evicts
+    /// much needs less.
+    fn adapt_margin(&mut self, settings: &AdmissionSettings, window: &Window, elapsed: f64) {
+        if self.level.is_open() {
+            self.margin = settings.margin;
+        } else if window.rested > 0.01 * elapsed {
+            self.margin = (self.margin * 1.25).min(settings.max_margin);
+        } else {
+            self.margin += (settings.margin - self.margin) * 0.1;
+        }
+    }
+}

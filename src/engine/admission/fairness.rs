@@ -1,0 +1,202 @@
+//! Fairness between rooms: within a tier, a room that uses more than its fair
+//! share of the shard yields first.
+//!
+//! The fair share is max-min (as in Kubernetes' API priority and fairness, and
+//! before it Demers et al., *Analysis and Simulation of a Fair Queueing
+//! Algorithm*, 1989): what small rooms leave over is divided among the large
+//! ones. A room that asks for r times its share has its events spread over the
+//! tier r times as wide; what falls off the end is the part beyond its share,
+//! and goes behind every tier but the protected ones. So it is the same users
+//! that give way all the time, not whoever comes last, and a small room does
+//! not notice the storm next door.
+
+use std::collections::HashMap;
+
+use super::AdmissionSettings;
+use crate::engine::ids::Tier;
+use crate::engine::level::LOWEST_USER_LEVEL;
+use crate::engine::priority::{AdmissionLevel, CELLS_PER_TIER, Priority};
+use crate::engine::time::Time;
+
+/// Rooms whose recent cost is kept. When all places are taken, a further room
+/// counts as small until the next window ends.
+const MAX_ROOMS: usize = 4_096;
+/// How much of the past counts, per window.
+const KEEP: f64 = 0.5;
+/// A room below this much work, in microseconds, is forgotten.
+const NEGLIGIBLE: f64 = 1.0;
+
+/// See the module's documentation.
+pub(super) struct Fairness {
+    /// Recent work by room.
+    cost: HashMap<u64, f64>,
+    /// Rooms beyond their share, and how many times.
+    stretch: HashMap<u64, f64>,
+    span: f64,
+    counted: Time,
+}
+
+impl Fairness {
+    pub(super) fn new(now: Time) -> Self {
+        Self { cost: HashMap::new(), stretch: HashMap::new(), span: 0.0, counted: now }
+    }
+
+    pub(super) fn arrived(&mut self, room: u64, cost: f64) {
+        if let Some(sum) = self.cost.get_mut(&room) {
+            *sum += cost;
+        } else if self.cost.len() < MAX_ROOMS {
+            self.cost.insert(room, cost);
+        }
+    }
+
+    /// Where an event of a room stands, its room's use considered.
+    pub(super) fn place(
+        &self,
+        settings: &AdmissionSettings,
+        room: u64,
+        priority: Priority,
+    ) -> Priority {
+        let Some(stretch) = self.stretch(room) else { return priority };
+        let within = priority.within_tier() * stretch;
+        if within < 1.0 || priority.tier() <= settings.protected_tier {
+            Priority::at(priority.tier(), within)
+        } else {
+            Priority::at(Tier::LOWEST, priority.within_tier())
+        }
+    }
+
+    /// The level as a caller of one room should apply it, who knows nothing of
+    /// the room's stretching.
+    pub(super) fn level_for(&self, level: AdmissionLevel, room: u64) -> AdmissionLevel {
+        let Some(stretch) = self.stretch(room) else { return level };
+        if level.is_open() {
+            return level;
+        }
+        let tier = level.cell() / CELLS_PER_TIER;
+        let within = ((level.cell() % CELLS_PER_TIER) as f64 + level.share()) / stretch;
+        let user = (within as usize).min(usize::from(LOWEST_USER_LEVEL));
+        AdmissionLevel::inside(tier * CELLS_PER_TIER + user, within - user as f64)
+    }
+
+    /// How many times its share a room asks for, if more than once.
+    pub(super) fn stretch(&self, room: u64) -> Option<f64> {
+        if self.stretch.is_empty() {
+            return None;
+        }
+        self.stretch.get(&room).copied()
+    }
+
+    /// Rooms beyond their share.
+    pub(super) fn beyond(&self) -> usize {
+        self.stretch.len()
+    }
+
+    /// Works the shares out anew for a `capacity` in work per microsecond.
+    pub(super) fn share_out(&mut self, capacity: f64, overloaded: bool, now: Time) {
+        self.span += now.since(self.counted).as_micros() as f64;
+        self.counted = now;
+        self.stretch.clear();
+        if overloaded {
+            let capacity = capacity * self.span;
+            let share = fair_share(self.cost.values().copied().collect(), capacity);
+            let uses = |cost: f64| (cost / share).max(1.0);
+            // Where all are beyond, only the difference between them matters.
+            let least = self.cost.values().map(|cost| uses(*cost)).fold(f64::INFINITY, f64::min);
+            let beyond = self.cost.iter().map(|(room, cost)| (*room, uses(*cost) / least));
+            self.stretch.extend(beyond.filter(|(_, uses)| *uses > 1.01));
+        }
+        self.span *= KEEP;
+        self.cost.retain(|_, cost| {
+            *cost *= KEEP;
+            *cost >= NEGLIGIBLE
+        });
+    }
+}
+
+/// The largest share such that what rooms use up to it fits the capacity.
+fn fair_share(mut costs: Vec<f64>, capacity: f64) -> f64 {
+    costs.sort_unstable_by(f64::total_cmp);
+    let mut left = capacity;
+    let count = costs.len();
+    for (i, cost) in costs.into_iter().enumerate() {
+        let share = left / (count - i) as f64;
+        if cost > share {
+            return share.max(f64::MIN_POSITIVE);
+        }
+        left -= cost;
+    }
+    f64::INFINITY
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn shared_out(costs: &[f64]) -> Fairness {
+        let start = Time::from_millis(1_000_000);
+        let mut fairness = Fairness::new(start);
+        for (room, cost) in costs.iter().enumerate() {
+            fairness.arrived(room as u64, cost * 1e6);
+        }
+        fairness.share_out(1.0, true, start + SECOND);
+        fairness
+    }
+
+    #[test]
+    fn only_rooms_beyond_the_max_min_share_are_stretched() {
+        assert_eq!(fair_share(vec![0.1, 0.2, 9.0, 9.0], 1.0), 0.35);
+        let fairness = shared_out(&[0.1, 0.1, 8.0]);
+        assert_eq!((fairness.stretch(0), fairness.stretch(1)), (None, None));
+        assert!((fairness.stretch(2).expect("beyond") - 10.0).abs() < 1e-9);
+        assert_eq!(shared_out(&[0.3, 0.6]).beyond(), 0, "all fits");
+    }
+
+    #[test]
+    fn a_room_alone_and_rooms_alike_are_left_as_they_are() {
+        assert_eq!(shared_out(&[50.0]).beyond(), 0);
+        assert_eq!(shared_out(&[5.0; 20]).beyond(), 0);
+    }
+
+    #[test]
+    fn what_is_beyond_the_share_goes_behind_all_but_protected_tiers() {
+        let settings = AdmissionSettings::default();
+        let fairness = shared_out(&[0.1, 0.1, 8.0]);
+        let of = |tier, within| Priority::at(Tier(tier), within);
+        let small = fairness.place(&settings, 0, of(3, 0.9));
+        assert_eq!(small, of(3, 0.9));
+        assert!(fairness.place(&settings, 2, of(3, 0.05)) < small);
+        assert_eq!(fairness.place(&settings, 2, of(3, 0.2)).tier(), Tier::LOWEST);
+        assert_eq!(fairness.place(&settings, 2, of(0, 0.2)).tier(), Tier(0));
+    }
+
+    #[test]
+    fn callers_of_a_stretched_room_get_a_level_they_can_apply() {
+        let settings = AdmissionSettings::default();
+        let fairness = shared_out(&[0.1, 0.1, 8.0]);
+        let level = AdmissionLevel::inside(3 * 128 + 64, 0.0);
+        let theirs = fairness.level_for(level, 2);
+        for within in [0.01, 0.04, 0.049, 0.051, 0.1, 0.5, 0.9] {
+            let own = Priority::at(Tier(3), within);
+            let placed = fairness.place(&settings, 2, own);
+            assert_eq!(theirs.admits(own), level.admits(placed), "{within}");
+        }
+        assert_eq!(fairness.level_for(level, 0), level);
+    }
+
+    #[test]
+    fn a_million_rooms_take_bounded_memory() {
+        let mut fairness = Fairness::new(Time::default());
+        for room in 0..1_000_000 {
+            fairness.arrived(room, 5.0);
+        }
+        assert_eq!(fairness.cost.len(), MAX_ROOMS);
+        for _ in 0..10 {
+            fairness.share_out(1.0, false, Time::default());
+        }
+        assert!(fairness.cost.is_empty());
+    }
+}

@@ -75,6 +75,9 @@ pub enum AuthError {
     /// An entry of `rooms` is no room name, prefix with `*`, or `*`.
     #[error("the token's rooms hold what is neither a room name nor a prefix with *")]
     BadRooms,
+    /// `client` is not 1 to 32 bytes.
+    #[error("the token names a client that is not 1 to 32 bytes long")]
+    BadClient,
     /// No `exp`: a token that never ends is not accepted.
     #[error("the token has no expiry (exp)")]
     MissingExpiry,
@@ -109,6 +112,7 @@ impl AuthError {
             Self::BadSubject => "token_bad_subject",
             Self::BadRole => "token_bad_role",
             Self::BadRooms => "token_bad_rooms",
+            Self::BadClient => "token_bad_client",
             Self::MissingExpiry => "token_missing_expiry",
             Self::Expired => "token_expired",
             Self::NotYetValid => "token_not_yet_valid",

@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::kind::Kinds;
 use crate::engine::settings::RoomSettings;
+use crate::limits::{LimitSettings, Rate};
 
 pub use error::{ConfigError, ConfigErrors};
 pub use keys::{KeyMaterial, load as load_keys};
@@ -72,6 +73,8 @@ pub struct Config {
     pub delivery: Delivery = Delivery::default(),
     /// What publishers may send.
     pub ingress: Ingress = Ingress::default(),
+    /// Fixed limits that hold at any load.
+    pub limits: Limits = Limits::default(),
     /// Who may join, publish and operate.
     pub auth: Auth = Auth::default(),
     /// What the process writes about itself.
@@ -253,6 +256,45 @@ pub struct Ingress {
     pub request_timeout_ms: u64 = 10_000,
     /// Events in one answer about the past. Default 1000.
     pub max_history_events: usize = 1_000,
+    /// Requests at once on one HTTP/2 connection, gRPC streams among them; each
+    /// takes a place of `max_connections`. Default 100, the least that RFC 9113
+    /// recommends.
+    pub http2_streams: u32 = 100,
+    /// Requests in work on one gRPC stream; the next is not read before one of
+    /// them is answered. Default 64.
+    pub grpc_in_flight: usize = 64,
+}
+}
+
+section! {
+/// `[limits]`: fixed limits that hold at any load, beside the admission control
+/// that shares out what there is. Each is so many events a second on average and
+/// a burst that may come at once; 0 a second is no limit.
+pub struct Limits {
+    /// Events a second in one room. Default 0: what a room takes, admission
+    /// control finds out.
+    pub room_events_per_second: u32 = 0,
+    /// Events at once in one room. Default 2000.
+    pub room_burst: u32 = 2_000,
+    /// Events a second of one user, in all rooms of one home shard. Default 50,
+    /// more than anybody taps; who counts for a user sends an `amount`.
+    pub user_events_per_second: u32 = 50,
+    /// Events at once of one user. Default 100.
+    pub user_burst: u32 = 100,
+    /// Events a second of all clients of one type (the token's `client`, or else
+    /// its role), in all of the server. Default 0.
+    pub client_events_per_second: u32 = 0,
+    /// Events at once of all clients of one type. Default 10000.
+    pub client_burst: u32 = 10_000,
+    /// Events a second of one publishing application (the token's `sub`), in all
+    /// of the server. Default 0.
+    pub application_events_per_second: u32 = 0,
+    /// Events at once of one publishing application. Default 10000.
+    pub application_burst: u32 = 10_000,
+    /// Rooms, users, client types and applications that are told apart, of each
+    /// sort and in each shard; further ones share limits with strangers. About 50
+    /// bytes each. Default 100000.
+    pub keys: usize = 100_000,
 }
 }
 
@@ -383,6 +425,20 @@ impl Config {
             max_keys: rooms.max_keys,
             state_bytes: rooms.state_bytes,
             online_interval: Duration::from_millis(rooms.online_interval_ms),
+        }
+    }
+
+    /// The fixed limits, with the `seed` of their hashes.
+    #[must_use]
+    pub fn limit_settings(&self, seed: u128) -> LimitSettings {
+        let limits = &self.limits;
+        LimitSettings {
+            room: Rate::new(limits.room_events_per_second, limits.room_burst),
+            user: Rate::new(limits.user_events_per_second, limits.user_burst),
+            client: Rate::new(limits.client_events_per_second, limits.client_burst),
+            application: Rate::new(limits.application_events_per_second, limits.application_burst),
+            keys: limits.keys,
+            seed,
         }
     }
 

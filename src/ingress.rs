@@ -2,4 +2,5 @@
 
 pub mod answer;
 pub mod http;
+pub mod intake;
 pub mod stats;

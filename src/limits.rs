@@ -213,6 +213,34 @@ impl CallerLimits {
     }
 }
 
+/// The client types of a shard's viewers, by number: a viewer keeps a byte
+/// instead of a name.
+#[derive(Debug, Default)]
+pub struct ClientTypes(Vec<Box<str>>);
+
+impl ClientTypes {
+    /// The number of a type; those after the 255th share one. Looked for from
+    /// the first to the last, since there are few and one joins seldom.
+    pub fn number(&mut self, name: &str) -> u8 {
+        let known = self.0.iter().position(|known| **known == *name);
+        let number = known.unwrap_or_else(|| {
+            if self.0.len() < usize::from(u8::MAX) {
+                self.0.push(name.into());
+                self.0.len() - 1
+            } else {
+                self.0.len()
+            }
+        });
+        number as u8
+    }
+
+    /// The name of a number.
+    #[must_use]
+    pub fn name(&self, number: u8) -> &str {
+        self.0.get(usize::from(number)).map_or("other", |name| name)
+    }
+}
+
 impl Exceeded {
     fn of(self, by: LimitKind) -> Limited {
         Limited { by, granted: self.granted, retry_after: self.retry_after }
@@ -530,6 +558,18 @@ mod tests {
         let refused = limits.check_event("r", "quiet", at(0)).expect_err("the room is full");
         assert_eq!(refused.by.code(), "room_limited");
         assert!(limits.check_event("other", "quiet", at(0)).is_ok());
+    }
+
+    #[test]
+    fn client_types_have_numbers_and_the_256th_shares_one() {
+        let mut types = ClientTypes::default();
+        let numbers: Vec<u8> = (0..300).map(|i| types.number(&format!("type-{i}"))).collect();
+        assert_eq!(numbers[..255], (0..255).collect::<Vec<u8>>());
+        assert!(numbers[255..].iter().all(|number| *number == 255));
+        assert_eq!(
+            (types.number("type-7"), types.name(7), types.name(255)),
+            (7, "type-7", "other")
+        );
     }
 
     #[test]

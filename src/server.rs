@@ -30,8 +30,10 @@ use crate::demo;
 use crate::engine::delivery::Limits;
 use crate::engine::ids::ShardId;
 use crate::engine::kind::Kinds;
-use crate::ingress::http::{Api, router};
+use crate::ingress::http::router;
+use crate::ingress::intake::Api;
 use crate::ingress::stats::EdgeStats;
+use crate::limits::{CallerLimits, ClientTypes};
 use crate::shard::home::HomeSettings;
 use crate::shard::peers::{Inbox, LocalShards, Message, Path as _};
 use crate::shard::{Shard, ShardSettings};
@@ -66,6 +68,7 @@ struct Plan {
     clock: Clock,
     auth: Arc<Authenticator>,
     kinds: Arc<Kinds>,
+    limits: Arc<CallerLimits>,
     demo: bool,
     shards: u16,
     max_connections: usize,
@@ -108,14 +111,16 @@ impl Plan {
             let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
             anyhow::anyhow!("{}", lines.join("\n"))
         })?;
+        let seed = rand::random();
         Ok(Self {
             clock: Clock::start(),
             auth: Arc::new(auth),
             kinds: Arc::new(config.kinds()),
+            limits: Arc::new(CallerLimits::new(&config.limit_settings(seed))),
             demo: config.demo(origin),
             shards,
             max_connections,
-            seed: rand::random(),
+            seed,
             config,
         })
     }
@@ -201,9 +206,11 @@ impl Plan {
             kinds: Arc::clone(&self.kinds),
             clock: self.clock,
             stats: Arc::clone(&stats),
+            limits: Arc::clone(&self.limits),
             max_body: config.ingress.max_body_bytes,
             max_events: config.ingress.max_events_per_request,
             max_history: config.ingress.max_history_events,
+            in_flight: config.ingress.grpc_in_flight,
             timeout: Duration::from_millis(config.ingress.request_timeout_ms),
         });
         ShardStart {
@@ -363,6 +370,8 @@ impl ShardStart {
         let session = Session {
             auth: Arc::clone(&self.api.auth),
             kinds: Arc::clone(&self.api.kinds),
+            limits: Arc::clone(&self.api.limits),
+            clients: ClientTypes::default(),
             clock: self.clock,
         };
         let shard = Shard::new(self.id, self.settings, self.clock, self.peers);

@@ -298,6 +298,14 @@ fn an_unknown_role_is_refused() {
 }
 
 #[test]
+fn a_client_type_that_is_empty_or_long_is_refused() {
+    for bad in [String::new(), "x".repeat(33)] {
+        assert_eq!(verify(&with("client", json!(bad))), Err(AuthError::BadClient), "{bad:?}");
+    }
+    assert!(verify(&with("client", json!("x".repeat(32)))).is_ok());
+}
+
+#[test]
 fn a_pattern_that_is_no_room_is_refused() {
     assert_eq!(verify(&with("rooms", json!(["live:1", "a*b"]))), Err(AuthError::BadRooms));
 }
@@ -354,6 +362,7 @@ fn codes_differ_and_messages_hold_nothing_of_the_key() {
         AuthError::BadSubject,
         AuthError::BadRole,
         AuthError::BadRooms,
+        AuthError::BadClient,
         AuthError::MissingExpiry,
         AuthError::Expired,
         AuthError::NotYetValid,
@@ -376,13 +385,20 @@ fn codes_differ_and_messages_hold_nothing_of_the_key() {
 fn what_is_minted_is_accepted() {
     let auth = Auth { audience: Some("tidegate".into()), issuer: Some("us".into()), ..all_keys() };
     let auth = authenticator(&auth);
-    let claims =
-        Claims { user: "ana".into(), role: Role::Publisher, rooms: vec!["a".into(), "b:*".into()] };
+    let claims = Claims {
+        user: "ana".into(),
+        role: Role::Publisher,
+        rooms: vec!["a".into(), "b:*".into()],
+        client: Some("gifts".into()),
+    };
     let token = auth.mint(&claims, Duration::from_secs(3_600), now()).unwrap();
     let grant = auth.verify(&token, now()).unwrap();
     assert_eq!((&*grant.user, grant.role), ("ana", Role::Publisher));
     assert!(grant.allows_room(&room("a")) && grant.allows_room(&room("b:1")));
     assert_eq!(grant.expires, now() + Duration::from_secs(3_630));
+    assert_eq!(grant.client_type(), "gifts");
+    let plain = auth.mint(&Claims { client: None, ..claims }, Duration::from_secs(1), now());
+    assert_eq!(auth.verify(&plain.unwrap(), now()).unwrap().client_type(), "publisher");
 }
 
 #[test]

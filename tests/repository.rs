@@ -22,19 +22,20 @@ use source::{
 
 /// Which modules of the crate a module may name. A lower one never names a
 /// higher one: main → server → worker → {admin, demo} → {ingress, transport} →
-/// shard → wire → engine; clock, config and auth stand beside shard. `telemetry`
+/// shard → wire → engine; clock, limits, config and auth stand beside shard. `telemetry`
 /// reads the plain counters of all below it, so nothing but `admin` and above
 /// names it.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("engine", &[]),
     ("clock", &["engine"]),
     ("wire", &["engine"]),
-    ("config", &["engine"]),
+    ("limits", &["engine"]),
+    ("config", &["engine", "limits"]),
     ("auth", &["engine", "config"]),
-    ("shard", &["engine", "wire", "clock"]),
+    ("shard", &["engine", "wire", "clock", "limits"]),
     ("telemetry", &["engine", "wire", "shard", "ingress"]),
-    ("transport", &["engine", "wire", "shard", "clock", "config", "auth"]),
-    ("ingress", &["engine", "wire", "shard", "clock", "config", "auth"]),
+    ("transport", &["engine", "wire", "shard", "clock", "config", "auth", "limits"]),
+    ("ingress", &["engine", "wire", "shard", "clock", "config", "auth", "limits"]),
     ("admin", &["engine", "wire", "shard", "clock", "config", "auth", "telemetry", "ingress"]),
     ("demo", &["engine", "wire", "shard", "clock", "config", "auth", "ingress"]),
     (
@@ -68,6 +69,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "admin",
             "demo",
             "worker",
+            "limits",
         ],
     ),
     ("cli", &["engine", "clock", "config", "auth", "server"]),

@@ -10,6 +10,9 @@ use super::{AuthError, Grant, Role, RoomGrants};
 use crate::config::{KeyMaterial, MAX_USER_BYTES};
 use crate::engine::time::Time;
 
+/// Longest name of a client type, in bytes.
+const MAX_CLIENT_BYTES: usize = 32;
+
 /// What a new token says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Claims {
@@ -19,6 +22,8 @@ pub struct Claims {
     pub role: Role,
     /// In which rooms: names, prefixes with `*` at their end, or `*`.
     pub rooms: Vec<String>,
+    /// What sort of client its bearer uses, 1 to 32 bytes: `ios`, `web`.
+    pub client: Option<String>,
 }
 
 /// Why a token is not minted.
@@ -49,6 +54,7 @@ pub(super) struct Received {
     role: Option<String>,
     #[serde(default)]
     rooms: Vec<String>,
+    client: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -99,13 +105,20 @@ impl Received {
         check_user(&user)?;
         let role = self.role.as_deref().map_or(Ok(Role::default()), str::parse)?;
         let rooms = RoomGrants::parse(&self.rooms)?;
-        Ok(Grant { user: user.into(), role, rooms, expires })
+        check_client(self.client.as_deref())?;
+        let client = self.client.map(Into::into);
+        Ok(Grant { user: user.into(), role, client, rooms, expires })
     }
 }
 
 fn check_user(user: &str) -> Result<(), AuthError> {
     let fits = (1..=MAX_USER_BYTES).contains(&user.len());
     if fits { Ok(()) } else { Err(AuthError::BadSubject) }
+}
+
+fn check_client(client: Option<&str>) -> Result<(), AuthError> {
+    let fits = client.is_none_or(|client| (1..=MAX_CLIENT_BYTES).contains(&client.len()));
+    if fits { Ok(()) } else { Err(AuthError::BadClient) }
 }
 
 /// Seconds since 1970. The cast saturates: negative is 1970, huge is the end of
@@ -119,6 +132,8 @@ struct Written<'a> {
     sub: &'a str,
     role: Role,
     rooms: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client: Option<&'a str>,
     iat: u64,
     exp: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -137,12 +152,14 @@ pub(super) fn mint(
 ) -> Result<String, MintError> {
     check_user(&claims.user)?;
     RoomGrants::parse(&claims.rooms)?;
+    check_client(claims.client.as_deref())?;
     let sign = key.sign.as_ref().ok_or(MintError::NoSecret)?;
     let seconds = |time: Time| time.as_millis() / 1_000;
     let written = Written {
         sub: &claims.user,
         role: claims.role,
         rooms: &claims.rooms,
+        client: claims.client.as_deref(),
         iat: seconds(now),
         exp: seconds(now + ttl),
         aud,

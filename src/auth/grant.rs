@@ -17,6 +17,8 @@ pub struct Grant {
     pub user: Arc<str>,
     /// What it may do.
     pub role: Role,
+    /// What sort of client it uses: `client`.
+    pub client: Option<Arc<str>>,
     /// In which rooms.
     pub rooms: RoomGrants,
     /// From when on `verify` refuses the token: `exp` and the leeway.
@@ -28,6 +30,12 @@ impl Grant {
     #[must_use]
     pub fn allows_room(&self, room: &RoomId) -> bool {
         self.role == Role::Operator || self.rooms.contains(room)
+    }
+
+    /// What the limit of client types goes by: `client`, or else the role.
+    #[must_use]
+    pub fn client_type(&self) -> &str {
+        self.client.as_deref().unwrap_or(self.role.name())
     }
 
     /// Whether it has expired at `now`.

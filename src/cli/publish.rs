@@ -133,6 +133,7 @@ impl Target {
             user: "tidegate-publish".to_owned(),
             role: Role::Publisher,
             rooms: vec![arguments.room.to_string()],
+            client: None,
         };
         let token = arguments.token.token(&claims, base.port_u16().unwrap_or(80))?;
         let client = reqwest::Client::builder().timeout(TIMEOUT).build()?;

@@ -23,6 +23,10 @@ pub(super) struct Arguments {
     /// viewer, publisher or operator.
     #[arg(long, default_value_t = Role::Viewer, value_parser = role)]
     role: Role,
+    /// What sort of client the bearer uses, up to 32 bytes: ios, web. Limits can
+    /// go by it.
+    #[arg(long)]
+    client: Option<String>,
     /// How long it holds: 90s, 15m, 1h, 7d.
     #[arg(long, default_value = "1h", value_parser = duration::parse)]
     ttl: Duration,
@@ -59,6 +63,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         user: arguments.user.clone(),
         role: arguments.role,
         rooms: arguments.rooms.clone(),
+        client: arguments.client.clone(),
     };
     println!("{}", arguments.key.mint(&claims, arguments.ttl, None)?);
     Ok(ExitCode::SUCCESS)

@@ -143,6 +143,7 @@ impl Watch {
             user: self.arguments.user.clone(),
             role: Role::Viewer,
             rooms: vec![self.arguments.room.to_string()],
+            client: None,
         };
         let token = self.arguments.token.token(&claims, self.port)?;
         let mut request = self.url.as_str().into_client_request().context("--url")?;

@@ -28,6 +28,7 @@ pub(super) fn check(config: &Config, auth_unread: bool) -> Vec<ConfigError> {
     websocket(config, &mut check);
     rooms(config, &mut check);
     delivery_and_ingress(config, &mut check);
+    limits(config, &mut check);
     auth(config, &mut check);
     log(config, &mut check);
     for (name, kind) in &config.kinds {
@@ -172,6 +173,23 @@ fn delivery_and_ingress(config: &Config, check: &mut Check) {
     check.range("ingress.mailbox_events", ingress.mailbox_events, 1..=100_000_000);
     check.range("ingress.request_timeout_ms", ingress.request_timeout_ms, 10..=HOUR_MS);
     check.range("ingress.max_history_events", ingress.max_history_events, 1..=1_000_000);
+    check.range("ingress.http2_streams", ingress.http2_streams, 1..=10_000);
+    check.range("ingress.grpc_in_flight", ingress.grpc_in_flight, 1..=10_000);
+}
+
+fn limits(config: &Config, check: &mut Check) {
+    let limits = &config.limits;
+    let rates = [
+        ("room", limits.room_events_per_second, limits.room_burst),
+        ("user", limits.user_events_per_second, limits.user_burst),
+        ("client", limits.client_events_per_second, limits.client_burst),
+        ("application", limits.application_events_per_second, limits.application_burst),
+    ];
+    for (name, per_second, burst) in rates {
+        check.range(&format!("limits.{name}_events_per_second"), per_second, 0..=100_000_000);
+        check.range(&format!("limits.{name}_burst"), burst, 1..=100_000_000);
+    }
+    check.range("limits.keys", limits.keys, 1..=100_000_000);
 }
 
 fn auth(config: &Config, check: &mut Check) {

@@ -4,13 +4,14 @@
 //! A body is refused whole when it is too large, not JSON, or not of the right
 //! shape; past that every event gets its own result.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, Request, State};
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
+use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use axum::http::{HeaderMap, Method, Response, StatusCode};
 use axum::response::IntoResponse as _;
 use axum::routing::get;
@@ -22,15 +23,14 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::answer::{Admission, ApiError, json};
-use super::stats::EdgeStats;
-use crate::auth::{Authenticator, Grant, Role};
-use crate::clock::Clock;
+use super::intake::{
+    Api, Batch, Head, Verdict, bearer, may_publish, room_of, too_many_events, wait,
+};
+use crate::auth::Grant;
 use crate::engine::draft::Draft;
-use crate::engine::event::Event;
+use crate::engine::event::Payload;
 use crate::engine::ids::{ImportantNo, RoomId, Seq};
-use crate::engine::kind::Kinds;
-use crate::engine::outcome::{Outcome, RETRY_AFTER_MS};
-use crate::shard::peers::{After, LocalShards, Message, Origin, Path as _, Placement as _};
+use crate::shard::peers::{After, Message, Path as _, Placement as _};
 use crate::wire::json as wire_json;
 
 /// The document that describes this interface.
@@ -40,28 +40,6 @@ pub const OPENAPI: &str = include_str!("../../docs/openapi.json");
 const DISCARD_BYTES: usize = 8 << 20;
 /// Time that may take.
 const DISCARD_TIME: Duration = Duration::from_secs(2);
-
-/// What a request handler needs.
-pub struct Api {
-    /// The rooms' homes.
-    pub shards: Arc<LocalShards>,
-    /// Who may do what.
-    pub auth: Arc<Authenticator>,
-    /// Kinds of events.
-    pub kinds: Arc<Kinds>,
-    /// What time it is.
-    pub clock: Clock,
-    /// Counters.
-    pub stats: Arc<EdgeStats>,
-    /// Largest body in bytes.
-    pub max_body: usize,
-    /// Events in one request.
-    pub max_events: usize,
-    /// Events in one answer.
-    pub max_history: usize,
-    /// A request must be read and answered within this.
-    pub timeout: Duration,
-}
 
 type Shared = Arc<Api>;
 
@@ -126,6 +104,20 @@ struct PublishEvent<'a> {
     ttl_ms: Option<u64>,
 }
 
+impl PublishEvent<'_> {
+    fn draft(&self, payload: Payload) -> Draft<'_> {
+        Draft {
+            id: &self.id,
+            kind: &self.kind,
+            user: &self.user,
+            payload,
+            key: self.key.as_deref(),
+            amount: self.amount,
+            ttl_ms: self.ttl_ms,
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct PublishAnswer<'a> {
     results: Vec<ResultBody<'a>>,
@@ -141,28 +133,21 @@ struct ResultBody<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
+    reason: Option<Cow<'static, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after_ms: Option<u64>,
 }
 
 impl<'a> ResultBody<'a> {
-    fn accepted(id: &'a str, seq: Option<Seq>) -> Self {
-        let seq = seq.map(|seq| seq.0);
-        Self { id, status: "accepted", seq, code: None, reason: None, retry_after_ms: None }
-    }
-
-    fn rejected(id: &'a str, code: &'static str, reason: String, retry: Option<u64>) -> Self {
-        let (code, reason) = (Some(code), Some(reason));
-        Self { id, status: "rejected", seq: None, code, reason, retry_after_ms: retry }
-    }
-
-    fn of(id: &'a str, outcome: Outcome) -> Self {
-        match outcome {
-            Outcome::Accepted { seq } | Outcome::Duplicate { seq } => Self::accepted(id, seq),
-            Outcome::Rejected(refusal) => {
-                let retry = refusal.retry_after_ms().map(u64::from);
-                Self::rejected(id, refusal.code(), refusal.to_string(), retry)
+    fn of(id: &'a str, verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Accepted { seq } => {
+                let seq = seq.map(|seq| seq.0);
+                Self { id, status: "accepted", seq, code: None, reason: None, retry_after_ms: None }
+            }
+            Verdict::Rejected { code, reason, retry_after_ms } => {
+                let (code, reason) = (Some(code), Some(reason));
+                Self { id, status: "rejected", seq: None, code, reason, retry_after_ms }
             }
         }
     }
@@ -173,110 +158,34 @@ async fn publish(
     Path(room): Path<String>,
     request: Request,
 ) -> Result<Response<Body>, ApiError> {
-    let grant = authorize(&api, request.headers(), &room)?;
-    if grant.0.role == Role::Viewer {
-        let reason = "publishing by HTTP takes a token with role publisher or operator";
-        return Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden_role", reason));
-    }
+    let (grant, room) = authorize(&api, request.headers(), &room)?;
+    may_publish(&grant)?;
     require_json(request.headers())?;
     let body = read_body(&api, request).await?;
     let parsed: PublishBody<'_> = serde_json::from_slice(&body).map_err(|error| {
         ApiError::new(StatusCode::BAD_REQUEST, "malformed_body", error.to_string())
     })?;
     if parsed.events.len() > api.max_events {
-        let reason = format!("at most {} events in one request", api.max_events);
-        return Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "too_many_events", reason));
+        return Err(too_many_events(&api));
     }
-    let (events, mut results) = check_events(&api, &parsed.events);
-    let outcomes = hand_over(&api, grant.1, events).await?;
-    let mut outcomes = outcomes.into_iter();
-    let results = parsed.events.iter().zip(results.iter_mut()).map(|(event, result)| {
-        // Those that were no events have their result; the others are answered
-        // in order.
-        result.take().unwrap_or_else(|| match outcomes.next() {
-            Some(Ok(outcome)) => ResultBody::of(&event.id, outcome),
-            Some(Err(())) | None => {
-                api.stats.refuse("busy");
-                let reason = "the server has more events waiting than it takes".to_owned();
-                ResultBody::rejected(&event.id, "busy", reason, Some(RETRY_AFTER_MS.into()))
-            }
-        })
-    });
-    let answer = PublishAnswer { results: results.collect(), admission: Admission::OPEN };
+    let mut batch = Batch::new(&api, &grant, room, parsed.events.len());
+    for event in &parsed.events {
+        let head = Head { id: &event.id, kind: &event.kind, user: &event.user };
+        if !batch.opens(&head) {
+            continue;
+        }
+        match wire_json::read_payload(event.payload, event.encoding.as_deref()) {
+            Ok(payload) => batch.push(event.draft(payload)),
+            Err(reason) => batch.reject("bad_payload", reason),
+        }
+    }
+    let pending = batch.hand_over();
+    let admission = pending.admission;
+    let verdicts = pending.verdicts(api.timeout).await?;
+    let results = parsed.events.iter().zip(verdicts);
+    let results = results.map(|(event, verdict)| ResultBody::of(&event.id, verdict)).collect();
+    let answer = PublishAnswer { results, admission };
     Ok(json(StatusCode::OK, serde_json::to_vec(&answer).unwrap_or_default()))
-}
-
-/// The events that are some, and the results of those that are not.
-fn check_events<'a>(
-    api: &Api,
-    bodies: &'a [PublishEvent<'a>],
-) -> (Vec<Event>, Vec<Option<ResultBody<'a>>>) {
-    let now = api.clock.now();
-    let mut events = Vec::with_capacity(bodies.len());
-    let results = bodies.iter().map(|body| {
-        let payload = match wire_json::read_payload(body.payload, body.encoding.as_deref()) {
-            Ok(payload) => payload,
-            Err(reason) => {
-                api.stats.refuse("bad_payload");
-                return Some(ResultBody::rejected(&body.id, "bad_payload", reason, None));
-            }
-        };
-        let draft = Draft {
-            id: &body.id,
-            kind: &body.kind,
-            user: &body.user,
-            payload,
-            key: body.key.as_deref(),
-            amount: body.amount,
-            ttl_ms: body.ttl_ms,
-        };
-        match draft.check(&api.kinds, true, now) {
-            Ok(event) => {
-                events.push(event);
-                None
-            }
-            Err(refused) => {
-                api.stats.refuse(refused.code());
-                let reason = refused.to_string();
-                Some(ResultBody::rejected(&body.id, refused.code(), reason, None))
-            }
-        }
-    });
-    let results = results.collect();
-    (events, results)
-}
-
-/// Sends events to the room's home and waits for what becomes of them.
-async fn hand_over(
-    api: &Api,
-    room: RoomId,
-    events: Vec<Event>,
-) -> Result<Vec<Result<Outcome, ()>>, ApiError> {
-    if events.is_empty() {
-        return Ok(Vec::new());
-    }
-    let count = events.len();
-    let (reply, answer) = oneshot::channel();
-    if api.shards.publish(room, events, Origin::Request(reply)).is_err() {
-        return Ok(vec![Err(()); count]);
-    }
-    let outcomes = wait(api, answer).await?;
-    Ok(outcomes.into_iter().map(Ok).collect())
-}
-
-async fn wait<T>(api: &Api, answer: oneshot::Receiver<T>) -> Result<T, ApiError> {
-    match timeout(api.timeout, answer).await {
-        Ok(Ok(value)) => Ok(value),
-        // A shard that ends drops what it still holds.
-        Ok(Err(_)) => {
-            let reason = "the server is leaving; whether the request took effect is unknown";
-            Err(ApiError::temporary(StatusCode::SERVICE_UNAVAILABLE, "draining", reason))
-        }
-        Err(_) => {
-            let reason = "the room did not answer in time; repeat with the same ids";
-            Err(ApiError::temporary(StatusCode::SERVICE_UNAVAILABLE, "request_timeout", reason))
-        }
-    }
 }
 
 #[derive(Deserialize)]
@@ -307,7 +216,7 @@ async fn read_events(
     let (reply, answer) = oneshot::channel();
     let message = Message::ReadEvents { room: id.clone(), after, limit, reply };
     api.shards.send(api.shards.home_of(&id), message);
-    let events = wait(&api, answer).await?.ok_or_else(unknown_room)?;
+    let events = wait(api.timeout, answer).await?.ok_or_else(unknown_room)?;
     let mut body = format!(
         "{{\"room\":\"{id}\",\"epoch\":{},\"seq\":{},\"important\":{},\"complete\":{},\"more\":{},\"events\":[",
         events.epoch.0, events.seq.0, events.important.0, events.complete, events.more
@@ -331,7 +240,7 @@ async fn read_room(
     let (_, id) = authorize(&api, &headers, &room)?;
     let (reply, answer) = oneshot::channel();
     api.shards.send(api.shards.home_of(&id), Message::ReadRoom { room: id, reply });
-    let snapshot = wait(&api, answer).await?.ok_or_else(unknown_room)?;
+    let snapshot = wait(api.timeout, answer).await?.ok_or_else(unknown_room)?;
     let mut body = Vec::new();
     wire_json::room(&mut body, snapshot.snapshot());
     Ok(json(StatusCode::OK, body))
@@ -343,22 +252,8 @@ fn unknown_room() -> ApiError {
 }
 
 fn authorize(api: &Api, headers: &HeaderMap, room: &str) -> Result<(Grant, RoomId), ApiError> {
-    let header = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let token = header.and_then(|value| {
-        let (scheme, token) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-    });
-    let Some(token) = token else {
-        let reason = "send `Authorization: Bearer <token>`";
-        return Err(ApiError::new(StatusCode::UNAUTHORIZED, "missing_token", reason));
-    };
-    let grant = api.auth.verify(token, api.clock.now())?;
-    let id = RoomId::new(room)
-        .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, "bad_room", error.to_string()))?;
-    if !grant.allows_room(&id) {
-        let reason = "the token does not grant this room";
-        return Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden_room", reason));
-    }
+    let grant = bearer(api, headers)?;
+    let id = room_of(&grant, room)?;
     Ok((grant, id))
 }
 

@@ -22,7 +22,7 @@ pub const HANDSHAKES: [&str; 7] = [
 ];
 
 /// Why an event was refused before it reached a room.
-pub const REFUSALS: [&str; 8] = [
+pub const REFUSALS: [&str; 10] = [
     "bad_id",
     "bad_kind",
     "bad_user",
@@ -31,6 +31,8 @@ pub const REFUSALS: [&str; 8] = [
     "forbidden_kind",
     "bad_payload",
     "busy",
+    "client_limited",
+    "application_limited",
 ];
 
 /// See the module's documentation.

@@ -45,8 +45,17 @@ pub struct Membership {
     pub room: u32,
     /// Its place among the members; [`WAITING`] until the snapshot is there.
     pub member: u32,
+    /// How it may speak there.
+    pub speaker: Speaker,
+}
+
+/// How a viewer may speak in a room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Speaker {
     /// May publish any kind, not only those open to viewers.
-    pub publisher: bool,
+    pub any_kind: bool,
+    /// Its client type, by the number that the session gave it.
+    pub client: u8,
 }
 
 /// Place of a viewer whose join waits for the room's snapshot.

@@ -64,8 +64,15 @@ pub const JOIN_RESULTS: [&str; 6] =
     ["joined", "bad_token", "forbidden_room", "too_many_rooms", "already_joined", "refused"];
 
 /// Why a viewer's own publish never reached a room.
-pub const PUBLISH_REFUSALS: [&str; 6] =
-    ["not_joined", "forbidden_kind", "bad_event", "rate_limited", "busy", "draining"];
+pub const PUBLISH_REFUSALS: [&str; 7] = [
+    "not_joined",
+    "forbidden_kind",
+    "bad_event",
+    "rate_limited",
+    "client_limited",
+    "busy",
+    "draining",
+];
 
 /// What a shard did since it began, and where it stands.
 #[derive(Debug, Clone)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shard;
-use super::connection::{Membership, ViewerKey, WAITING};
+use super::connection::{Membership, Speaker, ViewerKey, WAITING};
 use super::peers::{Message, Origin, Path as _, Placement as _};
 use super::room::LocalRoom;
 use super::stats::{JOIN_RESULTS, count};
@@ -78,7 +78,7 @@ impl Shard {
         key: ViewerKey,
         room: &RoomId,
         user: &Arc<str>,
-        publisher: bool,
+        speaker: Speaker,
     ) -> Result<(), JoinError> {
         let most = self.settings.max_rooms_per_connection;
         let index = self.by_name.get(room).copied();
@@ -96,7 +96,7 @@ impl Shard {
         }
         let format = row.format;
         let index = index.unwrap_or_else(|| self.open_room(room));
-        let membership = Membership { room: index, member: WAITING, publisher };
+        let membership = Membership { room: index, member: WAITING, speaker };
         self.viewers.row_mut(key.index).memberships.push(membership);
         let Some(room) = self.rooms[index as usize].as_mut() else { return Ok(()) };
         room.waiting.push(key);
@@ -127,14 +127,14 @@ impl Shard {
         true
     }
 
-    /// A viewer's place in a room: `None` if it is not in it, otherwise whether
-    /// it may publish any kind.
-    pub fn publisher_in(&mut self, key: ViewerKey, room: &RoomId) -> Option<(Arc<str>, bool)> {
+    /// A viewer's place in a room: `None` if it is not in it, otherwise who it is
+    /// and how it may speak.
+    pub fn speaker_in(&mut self, key: ViewerKey, room: &RoomId) -> Option<(Arc<str>, Speaker)> {
         let index = *self.by_name.get(room)?;
         let row = self.viewers.get(key)?;
         let membership = row.memberships.iter().find(|m| m.room == index)?;
-        let publisher = membership.publisher;
-        row.user.clone().map(|user| (user, publisher))
+        let speaker = membership.speaker;
+        row.user.clone().map(|user| (user, speaker))
     }
 
     /// A viewer's own event goes to its room; the outcome comes back to it.

@@ -8,7 +8,8 @@ use crate::clock::Clock;
 use crate::engine::draft::Draft;
 use crate::engine::ids::{ImportantNo, RoomId};
 use crate::engine::kind::Kinds;
-use crate::shard::connection::ViewerKey;
+use crate::limits::{CallerLimits, ClientTypes};
+use crate::shard::connection::{Speaker, ViewerKey};
 use crate::shard::stats::{JOIN_RESULTS, PUBLISH_REFUSALS, count};
 use crate::shard::{JoinError, Shard, Speech};
 use crate::transport::websocket::decode::Inbound;
@@ -26,6 +27,10 @@ pub struct Session {
     pub auth: Arc<Authenticator>,
     /// What may be said.
     pub kinds: Arc<Kinds>,
+    /// How much of it, by client type.
+    pub limits: Arc<CallerLimits>,
+    /// Client types that have joined.
+    pub clients: ClientTypes,
     /// What time it is.
     pub clock: Clock,
 }
@@ -93,8 +98,9 @@ impl Session {
             let reason = "the token does not grant this room";
             return error(shard, key, "forbidden_room", reason, false, Some(room));
         };
-        let publisher = grant.role != Role::Viewer;
-        let (code, counter, reason) = match shard.join(key, &id, &grant.user, publisher) {
+        let any_kind = grant.role != Role::Viewer;
+        let speaker = Speaker { any_kind, client: self.clients.number(grant.client_type()) };
+        let (code, counter, reason) = match shard.join(key, &id, &grant.user, speaker) {
             Ok(()) => return,
             Err(JoinError::AlreadyJoined) => {
                 ("already_joined", "already_joined", "this connection is in the room already")
@@ -114,14 +120,19 @@ impl Session {
 
     fn publish(&mut self, shard: &mut Shard, key: ViewerKey, said: &ClientEvent) {
         let room = RoomId::new(&said.room).ok();
-        let place = room.and_then(|room| shard.publisher_in(key, &room).map(|p| (room, p)));
-        let Some((room, (user, publisher))) = place else {
+        let place = room.and_then(|room| shard.speaker_in(key, &room).map(|s| (room, s)));
+        let Some((room, (user, speaker))) = place else {
             let reason = "join the room before publishing to it";
             return reject(shard, key, &said.id, "not_joined", reason, None);
         };
         if shard.is_draining() {
             let reason = "the server is leaving";
             return reject(shard, key, &said.id, "draining", reason, Some(BUSY_RETRY));
+        }
+        let now = self.clock.now();
+        if let Err(limited) = self.limits.take(None, self.clients.name(speaker.client), 1, now) {
+            let (code, reason) = (limited.by.code(), limited.by.reason());
+            return reject(shard, key, &said.id, code, reason, Some(limited.retry_after));
         }
         let draft = Draft {
             id: &said.id,
@@ -132,7 +143,7 @@ impl Session {
             amount: said.amount,
             ttl_ms: None,
         };
-        match draft.check(&self.kinds, publisher, self.clock.now()) {
+        match draft.check(&self.kinds, speaker.any_kind, now) {
             Err(refused) => {
                 let reason = refused.to_string();
                 reject(shard, key, &said.id, refused.code(), &reason, None);
@@ -157,7 +168,7 @@ fn leave(shard: &mut Shard, key: ViewerKey, room: &str) {
 }
 
 fn pull(shard: &mut Shard, key: ViewerKey, room: &str, from: ImportantNo, to: ImportantNo) {
-    let id = RoomId::new(room).ok().filter(|id| shard.publisher_in(key, id).is_some());
+    let id = RoomId::new(room).ok().filter(|id| shard.speaker_in(key, id).is_some());
     match id {
         Some(id) => shard.pull(key, &id, from, to),
         None => {

@@ -1,0 +1,311 @@
+//! What every way in has in common, once a request is decoded: fixed limits of
+//! the caller, the admission gate, the checks of each event, the way to the
+//! room's home and back.
+//!
+//! A [`Batch`] takes one request's events in order. [`Batch::opens`] is asked
+//! before an event's content is decoded, so that what is refused costs no more
+//! than reading who wants what.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, StatusCode};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::answer::{Admission, ApiError};
+use super::stats::EdgeStats;
+use crate::auth::{Authenticator, Grant, Role};
+use crate::clock::Clock;
+use crate::engine::draft::Draft;
+use crate::engine::event::Event;
+use crate::engine::ids::{RoomId, Seq};
+use crate::engine::kind::Kinds;
+use crate::engine::outcome::{Outcome, RETRY_AFTER_MS};
+use crate::engine::time::Time;
+use crate::limits::{CallerLimits, Limited};
+use crate::shard::peers::{LocalShards, Origin};
+
+/// What a request handler needs.
+pub struct Api {
+    /// The rooms' homes.
+    pub shards: Arc<LocalShards>,
+    /// Who may do what.
+    pub auth: Arc<Authenticator>,
+    /// Kinds of events.
+    pub kinds: Arc<Kinds>,
+    /// What time it is.
+    pub clock: Clock,
+    /// Counters.
+    pub stats: Arc<EdgeStats>,
+    /// Fixed limits of callers.
+    pub limits: Arc<CallerLimits>,
+    /// Largest body in bytes, and largest message of a stream.
+    pub max_body: usize,
+    /// Events in one request.
+    pub max_events: usize,
+    /// Events in one answer.
+    pub max_history: usize,
+    /// Requests in work on one stream.
+    pub in_flight: usize,
+    /// A request must be read and answered within this.
+    pub timeout: Duration,
+}
+
+/// What became of one event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Taken, now or before.
+    Accepted {
+        /// Its number; none on the sampled lane.
+        seq: Option<Seq>,
+    },
+    /// Not taken.
+    Rejected {
+        /// Machine-readable.
+        code: &'static str,
+        /// For people.
+        reason: Cow<'static, str>,
+        /// When the same may be tried again; `None`: never.
+        retry_after_ms: Option<u64>,
+    },
+}
+
+impl From<Outcome> for Verdict {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Accepted { seq } | Outcome::Duplicate { seq } => Self::Accepted { seq },
+            Outcome::Rejected(refusal) => Self::Rejected {
+                code: refusal.code(),
+                reason: refusal.to_string().into(),
+                retry_after_ms: refusal.retry_after_ms().map(u64::from),
+            },
+        }
+    }
+}
+
+impl Verdict {
+    fn temporary(code: &'static str, reason: &'static str, retry_after: Duration) -> Self {
+        // Rounded up: who comes back a moment early is refused again.
+        let retry_after_ms = Some(retry_after.as_micros().div_ceil(1_000) as u64);
+        Self::Rejected { code, reason: reason.into(), retry_after_ms }
+    }
+}
+
+/// What the request's bearer token allows.
+///
+/// # Errors
+/// There is none, or it is not good.
+pub fn bearer(api: &Api, headers: &HeaderMap) -> Result<Grant, ApiError> {
+    let header = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let token = header.and_then(|value| {
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    });
+    let Some(token) = token else {
+        let reason = "send `Authorization: Bearer <token>`";
+        return Err(ApiError::new(StatusCode::UNAUTHORIZED, "missing_token", reason));
+    };
+    Ok(api.auth.verify(token, api.clock.now())?)
+}
+
+/// Whoever has this token may publish from outside a room.
+///
+/// # Errors
+/// It is a viewer's.
+pub fn may_publish(grant: &Grant) -> Result<(), ApiError> {
+    if grant.role == Role::Viewer {
+        let reason = "publishing takes a token with role publisher or operator";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden_role", reason));
+    }
+    Ok(())
+}
+
+/// The room of this name, if the token grants it.
+///
+/// # Errors
+/// It is no room's name, or not granted.
+pub fn room_of(grant: &Grant, name: &str) -> Result<RoomId, ApiError> {
+    let id = RoomId::new(name)
+        .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, "bad_room", error.to_string()))?;
+    if !grant.allows_room(&id) {
+        let reason = "the token does not grant this room";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden_room", reason));
+    }
+    Ok(id)
+}
+
+/// More events than one request may have.
+#[must_use]
+pub fn too_many_events(api: &Api) -> ApiError {
+    let reason = format!("at most {} events in one request", api.max_events);
+    ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "too_many_events", reason)
+}
+
+/// What can be read of an event before its content is decoded.
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'a> {
+    /// Publisher's idempotency key.
+    pub id: &'a str,
+    /// Kind name.
+    pub kind: &'a str,
+    /// Who caused it.
+    pub user: &'a str,
+}
+
+/// The admission level of a room's home, as it stood when a request came.
+struct Gate;
+
+impl Gate {
+    fn of(_api: &Api, _room: &RoomId, _now: Time) -> Self {
+        Self
+    }
+
+    /// When to come back, if the event does not pass.
+    fn refuses(&self, _head: &Head<'_>) -> Option<Duration> {
+        None
+    }
+
+    fn level(&self) -> Admission {
+        Admission::OPEN
+    }
+}
+
+/// One request's events on their way to their room. For each event in order:
+/// [`Batch::opens`], and if it does, [`Batch::push`] or [`Batch::reject`].
+pub struct Batch<'a> {
+    api: &'a Api,
+    room: RoomId,
+    now: Time,
+    gate: Gate,
+    /// The events after the first so many are over a limit.
+    limited: Option<Limited>,
+    events: Vec<Event>,
+    verdicts: Vec<Option<Verdict>>,
+}
+
+impl<'a> Batch<'a> {
+    /// A request of `count` events. They are counted against the limits of the
+    /// caller here and now.
+    #[must_use]
+    pub fn new(api: &'a Api, grant: &Grant, room: RoomId, count: usize) -> Self {
+        let now = api.clock.now();
+        let events = u32::try_from(count).unwrap_or(u32::MAX);
+        let limited = api.limits.take(Some(&grant.user), grant.client_type(), events, now).err();
+        Self {
+            gate: Gate::of(api, &room, now),
+            api,
+            room,
+            now,
+            limited,
+            events: Vec::with_capacity(count),
+            verdicts: Vec::with_capacity(count),
+        }
+    }
+
+    /// Whether the next event is to be decoded. If not, its verdict is found.
+    pub fn opens(&mut self, head: &Head<'_>) -> bool {
+        let place = self.verdicts.len();
+        if let Some(limited) = self.limited.filter(|l| place >= l.granted as usize) {
+            let (code, reason) = (limited.by.code(), limited.by.reason());
+            self.api.stats.refuse(code);
+            self.verdicts.push(Some(Verdict::temporary(code, reason, limited.retry_after)));
+            return false;
+        }
+        if let Some(retry_after) = self.gate.refuses(head) {
+            let reason = "the server is overloaded and takes what matters more";
+            self.verdicts.push(Some(Verdict::temporary("overloaded", reason, retry_after)));
+            return false;
+        }
+        true
+    }
+
+    /// The next event.
+    pub fn push(&mut self, draft: Draft<'_>) {
+        match draft.check(&self.api.kinds, true, self.now) {
+            Ok(event) => {
+                self.events.push(event);
+                self.verdicts.push(None);
+            }
+            Err(refused) => self.reject(refused.code(), refused.to_string()),
+        }
+    }
+
+    /// The next event is none, for ever.
+    pub fn reject(&mut self, code: &'static str, reason: impl Into<Cow<'static, str>>) {
+        self.api.stats.refuse(code);
+        let reason = reason.into();
+        self.verdicts.push(Some(Verdict::Rejected { code, reason, retry_after_ms: None }));
+    }
+
+    /// Sends the events to the room's home.
+    #[must_use]
+    pub fn hand_over(mut self) -> Pending {
+        let admission = self.gate.level();
+        let (reply, answer) = oneshot::channel();
+        let answer = if self.events.is_empty() {
+            None
+        } else if self.api.shards.publish(self.room, self.events, Origin::Request(reply)).is_ok() {
+            Some(answer)
+        } else {
+            for verdict in self.verdicts.iter_mut().filter(|verdict| verdict.is_none()) {
+                self.api.stats.refuse("busy");
+                let reason = "the server has more events waiting than it takes";
+                let retry_after = Duration::from_millis(RETRY_AFTER_MS.into());
+                *verdict = Some(Verdict::temporary("busy", reason, retry_after));
+            }
+            None
+        };
+        Pending { verdicts: self.verdicts, answer, admission }
+    }
+}
+
+/// A request whose events are with the room's home.
+#[derive(Debug)]
+pub struct Pending {
+    verdicts: Vec<Option<Verdict>>,
+    answer: Option<oneshot::Receiver<Vec<Outcome>>>,
+    /// The level to tell the caller.
+    pub admission: Admission,
+}
+
+impl Pending {
+    /// What became of each event, in the order of the request.
+    ///
+    /// # Errors
+    /// The home did not answer within `limit`, or ends.
+    pub async fn verdicts(self, limit: Duration) -> Result<Vec<Verdict>, ApiError> {
+        let outcomes = match self.answer {
+            Some(answer) => wait(limit, answer).await?,
+            None => Vec::new(),
+        };
+        let mut outcomes = outcomes.into_iter();
+        let verdicts = self.verdicts.into_iter();
+        // Those that were no events have their verdict; the others are answered
+        // in order.
+        Ok(verdicts
+            .filter_map(|verdict| verdict.or_else(|| outcomes.next().map(Into::into)))
+            .collect())
+    }
+}
+
+/// Waits for a shard's answer.
+///
+/// # Errors
+/// There was none within `limit`, or there will be none.
+pub async fn wait<T>(limit: Duration, answer: oneshot::Receiver<T>) -> Result<T, ApiError> {
+    match timeout(limit, answer).await {
+        Ok(Ok(value)) => Ok(value),
+        // A shard that ends drops what it still holds.
+        Ok(Err(_)) => {
+            let reason = "the server is leaving; whether the request took effect is unknown";
+            Err(ApiError::temporary(StatusCode::SERVICE_UNAVAILABLE, "draining", reason))
+        }
+        Err(_) => {
+            let reason = "the room did not answer in time; repeat with the same ids";
+            Err(ApiError::temporary(StatusCode::SERVICE_UNAVAILABLE, "request_timeout", reason))
+        }
+    }
+}

@@ -15,6 +15,7 @@
 pub mod event;
 pub mod ids;
 pub mod kind;
+pub mod ladder;
 pub mod settings;
 pub mod time;
 

@@ -19,6 +19,7 @@
 //! the server gets done is measured in the same unit.
 
 mod controller;
+pub mod cost;
 mod demand;
 mod fairness;
 mod queue;
@@ -168,6 +169,8 @@ pub struct Admission<T> {
     pinned: Option<AdmissionLevel>,
     /// Since when there has been nothing to do.
     resting: Option<Time>,
+    /// The last look for something to process found nothing.
+    starved: bool,
     /// Since when something waits and nothing was taken.
     stalled: Option<Time>,
     /// What it did.
@@ -186,6 +189,7 @@ impl<T> Admission<T> {
             strict: false,
             pinned: None,
             resting: Some(now),
+            starved: true,
             stalled: None,
             stats: AdmissionStats::default(),
         }
@@ -196,7 +200,7 @@ impl<T> Admission<T> {
     pub fn offer(&mut self, entry: Entry<T>, now: Time, shed: &mut Vec<(Entry<T>, Shed)>) {
         self.stats.offered[tier(&entry)] += 1;
         let place = self.fairness.place(&self.settings, entry.room, entry.priority);
-        self.controller.arrived(place, entry.cost);
+        self.controller.arrived(place, entry.cost, now.since(entry.arrived));
         self.fairness.arrived(entry.room, entry.cost);
         if !self.admits(place) {
             if !self.settings.dry_run {
@@ -218,6 +222,7 @@ impl<T> Admission<T> {
         loop {
             let Some((place, entry)) = self.queue.pop_best() else {
                 self.stalled = None;
+                self.starved = true;
                 self.strict &= !self.controller.level().is_open();
                 return None;
             };
@@ -241,6 +246,7 @@ impl<T> Admission<T> {
                 self.stats.would_shed[Shed::Evicted as usize][tier(&entry)] += 1;
             }
             self.wake(now);
+            self.starved = false;
             self.stalled = (self.queue.len() > 0).then_some(now);
             self.controller.started(entry.cost, waited);
             self.stats.started[tier(&entry)] += 1;
@@ -249,16 +255,29 @@ impl<T> Admission<T> {
     }
 
     /// There is nothing to do from `now` on, until [`take`](Self::take) gives
-    /// something or [`wake`](Self::wake) says that other work is being done.
+    /// something. For servers that do nothing but this; others measure their
+    /// rest by themselves and say so by [`rested`](Self::rested).
     pub fn rest(&mut self, now: Time) {
         self.resting.get_or_insert(now);
     }
 
-    /// The server works again, if not on anything from here.
-    pub fn wake(&mut self, now: Time) {
+    /// The server had nothing to do for `time` since the last call.
+    pub fn rested(&mut self, time: Duration) {
+        self.resting = None;
+        self.controller.rested(time);
+    }
+
+    fn wake(&mut self, now: Time) {
         if let Some(since) = self.resting.take() {
             self.controller.rested(now.since(since));
         }
+    }
+
+    /// Mean queueing time at this moment, as far as the window under way tells.
+    #[must_use]
+    pub fn queueing_now(&self, now: Time) -> Duration {
+        let stalled = self.stalled.map_or(Duration::ZERO, |since| now.since(since));
+        self.controller.queueing_now().max(stalled)
     }
 
     /// Ends the window when it is time. Call at
@@ -359,7 +378,7 @@ impl<T> Admission<T> {
     fn admits(&self, priority: Priority) -> bool {
         let level = self.level();
         level.admits(priority)
-            || self.pinned.is_none() && self.resting.is_some() && self.queue.len() == 0
+            || self.pinned.is_none() && self.starved && self.queue.len() == 0
     }
 
     /// Evicts until the queue keeps its bound. One entry may wait whatever it

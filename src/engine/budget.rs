@@ -18,11 +18,16 @@
 use super::kind::{Lane, Merge};
 use super::level::Rank;
 use super::pending::Waiting;
-use super::settings::RoomSettings;
+use super::settings::{RoomSettings, Strain};
 
 /// Indices, ascending, of the events that the frame cannot carry.
-pub(super) fn over_budget(waiting: &[Waiting], settings: &RoomSettings) -> Vec<usize> {
-    let whole = Share { events: settings.frame_events, bytes: settings.frame_bytes };
+pub(super) fn over_budget(
+    waiting: &[Waiting],
+    settings: &RoomSettings,
+    strain: Strain,
+) -> Vec<usize> {
+    let whole = Share { events: settings.frame_events, bytes: settings.frame_bytes }
+        .percent(strain.frame_percent.min(100) as usize);
     let open = whole.percent(100 - usize::from(settings.reserved_percent.min(100)));
     if fits_as_a_whole(waiting, open) {
         return Vec::new();
@@ -138,10 +143,10 @@ mod tests {
     #[test]
     fn the_reserved_share_is_for_the_first_tiers_alone() {
         let few: Vec<_> = (0..10).map(|i| waiting(tier(2), 0, i)).collect();
-        assert_eq!(over_budget(&few, &settings(10, 1 << 20, 40)), [6, 7, 8, 9]);
+        assert_eq!(over_budget(&few, &settings(10, 1 << 20, 40), Strain::NONE), [6, 7, 8, 9]);
         let mut mixed: Vec<_> = (0..8).map(|i| waiting(tier(1), 0, i)).collect();
         mixed.extend((8..12).map(|i| waiting(tier(2), 0, i)));
-        assert_eq!(over_budget(&mixed, &settings(10, 1 << 20, 40)), [10, 11]);
+        assert_eq!(over_budget(&mixed, &settings(10, 1 << 20, 40), Strain::NONE), [10, 11]);
     }
 
     #[test]
@@ -149,15 +154,22 @@ mod tests {
         let mut all = [(2, 9), (2, 3), (1, 90), (3, 0), (2, 3)].into_iter().enumerate();
         let all: Vec<_> = all.by_ref().map(|(i, (t, l))| waiting(tier(t), l, i as u64)).collect();
         for (frame, out) in [(4, vec![3]), (3, vec![0, 3]), (2, vec![0, 3, 4])] {
-            assert_eq!(over_budget(&all, &settings(frame, 1 << 20, 0)), out);
+            assert_eq!(over_budget(&all, &settings(frame, 1 << 20, 0), Strain::NONE), out);
         }
+    }
+
+    #[test]
+    fn under_strain_the_least_important_give_way_earlier() {
+        let few: Vec<_> = (0..10).map(|i| waiting(tier(i as u8), 0, i)).collect();
+        let strain = Strain { frame_percent: 50, ..Strain::NONE };
+        assert_eq!(over_budget(&few, &settings(10, 1 << 20, 0), strain), [5, 6, 7, 8, 9]);
     }
 
     #[test]
     fn an_event_too_large_for_any_frame_silences_nobody() {
         let large = tier(0).payload(&"x".repeat(5_000));
         let all = [waiting(large, 0, 0), waiting(tier(2), 0, 1)];
-        assert_eq!(over_budget(&all, &settings(10, 4_000, 0)), [0]);
+        assert_eq!(over_budget(&all, &settings(10, 4_000, 0), Strain::NONE), [0]);
     }
 
     #[test]
@@ -167,7 +179,7 @@ mod tests {
             waiting(card("k"), 0, 1),
             waiting(entrance("e", 3), 0, 2),
         ];
-        assert!(over_budget(&all, &settings(0, 0, 0)).is_empty());
+        assert!(over_budget(&all, &settings(0, 0, 0), Strain::NONE).is_empty());
     }
 
     proptest! {
@@ -182,7 +194,7 @@ mod tests {
             let all: Vec<_> = (0..).zip(all).map(|(order, (t, level, len))| {
                 waiting(tier(t).payload(&"x".repeat(len)), level, order)
             }).collect();
-            let out = over_budget(&all, &settings);
+            let out = over_budget(&all, &settings, Strain::NONE);
             let is_in = |i: usize| !out.contains(&i);
             let open = settings.frame_bytes * usize::from(100 - reserved) / 100;
             let fits_alone = |w: &Waiting| {

@@ -132,6 +132,12 @@ impl LearnedLevel {
     pub fn holds(&self, now: Time) -> bool {
         now < self.until
     }
+
+    /// How much of its time is left.
+    #[must_use]
+    pub fn left(&self, now: Time) -> Duration {
+        self.until.since(now)
+    }
 }
 
 /// What an upstream knows of one server. See the module's documentation.

@@ -10,6 +10,8 @@
 //! again does not roll the dice again, and then from the event's id, so that
 //! even a cell with a single user in it can be admitted in part.
 
+use std::time::Duration;
+
 use super::ids::Tier;
 use super::level::LOWEST_USER_LEVEL;
 
@@ -145,6 +147,28 @@ impl AdmissionLevel {
     #[must_use]
     pub fn share(self) -> f64 {
         f64::from(self.0 - self.cell() as u32 * CELL) / f64::from(CELL)
+    }
+}
+
+/// What goes back to a caller with every answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Advice {
+    /// What is admitted.
+    pub level: AdmissionLevel,
+    /// How long that may be relied on.
+    pub ttl: Duration,
+}
+
+impl Advice {
+    /// Everything is admitted, as far as is known at this moment.
+    pub const OPEN: Advice = Advice { level: AdmissionLevel::OPEN, ttl: Duration::from_secs(1) };
+
+    /// The share of the last cell in thousandths, as answers carry it; `None`:
+    /// all of it.
+    #[must_use]
+    pub fn share_per_mille(self) -> Option<u32> {
+        let share = (self.level.share() * 1_000.0).floor() as u32;
+        (share < 1_000).then_some(share)
     }
 }
 

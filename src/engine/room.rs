@@ -35,12 +35,13 @@ use super::event::{Event, Frame, Snapshot};
 use super::history::History;
 pub use super::history::Replay;
 use super::ids::{Epoch, ImportantNo, MAX_ROOM_ID_BYTES, RoomId, Seq};
+use super::kind::Lane;
 use super::level::{LevelKey, Use};
 use super::merge::Merges;
 pub use super::outcome::{Outcome, Refusal};
 use super::pending::Pending;
 use super::schedule::Ticks;
-use super::settings::RoomSettings;
+use super::settings::{RoomSettings, Strain};
 use super::stats::RoomStats;
 use super::time::Time;
 
@@ -51,6 +52,7 @@ pub struct Room {
     epoch: Epoch,
     level_key: LevelKey,
     settings: Arc<RoomSettings>,
+    strain: Strain,
     ticks: Ticks,
 
     given: Numbers,
@@ -136,7 +138,23 @@ impl Room {
             history: History::new(&settings),
             stats: RoomStats::default(),
             settings,
+            strain: Strain::NONE,
         }
+    }
+
+    /// What to do without from now on. Ask [`next_flush`](Room::next_flush) again.
+    pub fn set_strain(&mut self, strain: Strain) {
+        self.strain = strain;
+    }
+
+    /// Viewers that an event of `lane` makes the room send a frame to, which
+    /// without it would not be sent: all, if it flushes at once and nothing
+    /// that does so waits already.
+    #[must_use]
+    pub fn viewers_of_a_flush(&self, lane: Lane) -> u32 {
+        let waits = self.going_out || self.has_open() && self.flushes_at_once();
+        let at_once = lane == Lane::Important || self.online.now < self.settings.small_room_viewers;
+        if at_once && !waits { self.online.now } else { 0 }
     }
 
     /// Numbers, merges and buffers an event; does not flush. A repetition gets
@@ -177,7 +195,7 @@ impl Room {
         let events = self
             .open
             .since
-            .map(|since| if self.flushes_at_once() { since } else { self.ticks.after(since) });
+            .map(|since| if self.flushes_at_once() { since } else { self.tick_after(since) });
         match (events, self.online_due()) {
             (Some(events), Some(online)) => Some(events.min(online)),
             (events, online) => events.or(online),

@@ -2,6 +2,31 @@
 
 use std::time::Duration;
 
+/// What a room does without while its shard is short of time: the first rungs
+/// of the [`ladder`](super::ladder).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Strain {
+    /// Events wait for this many flush intervals, and a flush takes this many
+    /// times the events and bytes to come early. At least 1. Rooms that are too
+    /// small to wait, and important events, are not concerned.
+    pub stretch: u32,
+    /// A sample keeps its size divided by this, but at least 1.
+    pub sample_divisor: u32,
+    /// Percent of a frame's budget that may be used.
+    pub frame_percent: u32,
+}
+
+impl Strain {
+    /// Nothing is given up.
+    pub const NONE: Strain = Strain { stretch: 1, sample_divisor: 1, frame_percent: 100 };
+}
+
+impl Default for Strain {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
 /// Limits of one room. Every field has its default in `config::Rooms`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoomSettings {

@@ -113,7 +113,7 @@ mod tests {
         let one = RoomStats {
             accepted: [9, 8, 7],
             duplicates: 1,
-            refused: [1, 2, 3, 4, 5, 6],
+            refused: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10],
             carried: [1, 1, 1],
             merged: [0, 2, 1],
             dropped: [[0, 1, 1], [0, 1, 0], [0, 1, 0], [0, 1, 1]],
@@ -123,7 +123,7 @@ mod tests {
         sum.absorb(&one);
         assert_eq!(sum.accepted, [18, 16, 14]);
         assert_eq!((sum.duplicates, sum.frames), (2, 6));
-        assert_eq!(sum.refused, [2, 4, 6, 8, 10, 12]);
+        assert_eq!(sum.refused, [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]);
         assert_eq!((sum.carried, sum.merged), ([2, 2, 2], [0, 4, 2]));
         assert_eq!(sum.dropped, [[0, 2, 2], [0, 2, 0], [0, 2, 0], [0, 2, 2]]);
         for lane in Lane::ALL {

@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 use super::message::{ClientEvent, ClientMessage, Gap, Resume, ServerMessage};
 use crate::engine::event::{DroppedKind, Frame, Numbered, Payload, Snapshot, Total};
 use crate::engine::ids::ImportantNo;
+use crate::engine::priority::Advice;
 
 /// Writes JSON fields in sequence, minding the commas.
 struct Object<'a> {
@@ -53,9 +54,27 @@ impl<'a> Object<'a> {
         self
     }
 
+    fn admission(&mut self, advice: Option<Advice>) {
+        if let Some(advice) = advice {
+            admission(self.name("admission"), advice);
+        }
+    }
+
     fn end(&mut self) {
         self.out.push(b'}');
     }
+}
+
+/// What is admitted, as every answer carries it.
+pub fn admission(out: &mut Vec<u8>, advice: Advice) {
+    let mut object = Object::new(out);
+    object.number("business", advice.level.business()).number("user", advice.level.user());
+    if let Some(share) = advice.share_per_mille() {
+        let share = format!("{}.{:03}", share / 1_000, share % 1_000);
+        object.name("share").extend_from_slice(share.as_bytes());
+    }
+    object.number("ttl_ms", advice.ttl.as_millis() as u64);
+    object.end();
 }
 
 fn string(out: &mut Vec<u8>, value: &str) {
@@ -200,27 +219,32 @@ pub fn server_message(out: &mut Vec<u8>, message: &ServerMessage<'_>) {
             dropped(object.name("dropped"), counts);
             object.end();
         }
-        ServerMessage::Accepted { id, seq } => {
+        ServerMessage::Accepted { id, seq, admission } => {
             let mut object = Object::new(outer.name("accepted"));
             object.text("id", id);
             if let Some(seq) = seq {
                 object.number("seq", seq.0);
             }
+            object.admission(*admission);
             object.end();
         }
-        ServerMessage::Rejected { id, code, reason, retry_after_ms } => {
+        ServerMessage::Rejected { id, code, reason, retry_after_ms, admission } => {
             let mut object = Object::new(outer.name("rejected"));
             object.text("id", id).text("code", code).text("reason", reason);
             if let Some(after) = retry_after_ms {
                 object.number("retry_after_ms", *after);
             }
+            object.admission(*admission);
             object.end();
         }
-        ServerMessage::Error { code, reason, temporary, room } => {
+        ServerMessage::Error { code, reason, temporary, room, retry_after_ms } => {
             let mut object = Object::new(outer.name("error"));
             object.text("code", code).text("reason", reason).boolean("temporary", *temporary);
             if let Some(room) = room {
                 object.text("room", room);
+            }
+            if let Some(after) = retry_after_ms {
+                object.number("retry_after_ms", *after);
             }
             object.end();
         }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use crate::engine::event::{DroppedKind, Payload};
 use crate::engine::ids::{ImportantNo, Seq};
+use crate::engine::priority::Advice;
 
 /// From a viewer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +110,8 @@ pub enum ServerMessage<'a> {
         id: &'a str,
         /// Its number, unless sampled.
         seq: Option<Seq>,
+        /// What else would be taken, unless that is everything.
+        admission: Option<Advice>,
     },
     /// Its event was not taken.
     Rejected {
@@ -120,6 +123,8 @@ pub enum ServerMessage<'a> {
         reason: &'a str,
         /// When to try again; `None`: never.
         retry_after_ms: Option<u64>,
+        /// What would be taken, unless that is everything.
+        admission: Option<Advice>,
     },
     /// A request failed.
     Error {
@@ -131,6 +136,8 @@ pub enum ServerMessage<'a> {
         temporary: bool,
         /// The room it is about.
         room: Option<&'a str>,
+        /// When to try again, where that is known.
+        retry_after_ms: Option<u64>,
     },
     /// The server is leaving.
     Goaway {

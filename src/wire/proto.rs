@@ -6,6 +6,7 @@ use prost::Message as _;
 use super::message::{ClientEvent, ClientMessage, Gap, Resume, ServerMessage, payload_of_bytes};
 use crate::engine::event::{DroppedKind, Frame, Numbered, Snapshot, Total};
 use crate::engine::ids::ImportantNo;
+use crate::engine::priority::Advice;
 
 /// Generated messages.
 #[allow(missing_docs, clippy::all)]
@@ -96,22 +97,26 @@ pub fn server_message(message: &ServerMessage<'_>) -> Vec<u8> {
                 dropped: dropped(counts),
             })
         }
-        ServerMessage::Accepted { id, seq } => {
-            Out::Accepted(v1::Accepted { id: id.to_owned(), seq: seq.map(|s| s.0) })
-        }
-        ServerMessage::Rejected { id, code, reason, retry_after_ms } => {
+        ServerMessage::Accepted { id, seq, admission } => Out::Accepted(v1::Accepted {
+            id: id.to_owned(),
+            seq: seq.map(|s| s.0),
+            admission: admission.map(self::admission),
+        }),
+        ServerMessage::Rejected { id, code, reason, retry_after_ms, admission } => {
             Out::Rejected(v1::Rejected {
                 id: id.to_owned(),
                 code: code.to_owned(),
                 reason: reason.to_owned(),
                 retry_after_ms,
+                admission: admission.map(self::admission),
             })
         }
-        ServerMessage::Error { code, reason, temporary, room } => Out::Error(v1::Error {
+        ServerMessage::Error { code, reason, temporary, room, retry_after_ms } => Out::Error(v1::Error {
             code: code.to_owned(),
             reason: reason.to_owned(),
             temporary,
             room: room.map(ToOwned::to_owned),
+            retry_after_ms,
         }),
         ServerMessage::Goaway { reconnect_after_ms } => {
             Out::Goaway(v1::Goaway { reconnect_after_ms, url: None })
@@ -119,6 +124,17 @@ pub fn server_message(message: &ServerMessage<'_>) -> Vec<u8> {
         ServerMessage::Ping => Out::Ping(v1::Ping {}),
         ServerMessage::Left { room } => Out::Left(v1::Left { room: room.to_owned() }),
     })
+}
+
+/// What is admitted, as every answer carries it.
+#[must_use]
+pub fn admission(advice: Advice) -> v1::Admission {
+    v1::Admission {
+        business: u32::from(advice.level.business()),
+        user: u32::from(advice.level.user()),
+        share: advice.share_per_mille().map(|share| f64::from(share) / 1_000.0),
+        ttl_ms: advice.ttl.as_millis() as u64,
+    }
 }
 
 /// Reads a viewer's message.

@@ -31,6 +31,8 @@ const SPARE_CHECK: Duration = Duration::from_millis(100);
 const SPARE: f64 = 0.1;
 /// Evicted work, as a share of admitted work, that is no noise.
 const EVICTED: f64 = 0.02;
+/// Steps of the paper that one window may take at once.
+const MOST_STEPS: f64 = 6.0;
 /// Share of the capacity that is served for certain: what needs no more only
 /// has to wait out the chance of arrivals.
 const CORE: f64 = 0.75;
@@ -50,6 +52,8 @@ struct Window {
     starts: u64,
     /// Sum of queueing times.
     waited: f64,
+    /// Sum of what requests had waited before they were offered.
+    before: f64,
     /// Time without anything to do.
     rested: f64,
 }
@@ -111,9 +115,10 @@ impl Controller {
         self.capacity
     }
 
-    pub(super) fn arrived(&mut self, priority: Priority, cost: f64) {
+    pub(super) fn arrived(&mut self, priority: Priority, cost: f64, before: Duration) {
         self.demand.arrived(priority, cost);
         self.window.arrived += cost;
+        self.window.before += before.as_micros() as f64;
         self.window.requests += 1;
     }
 
@@ -134,6 +139,12 @@ impl Controller {
 
     pub(super) fn rested(&mut self, time: Duration) {
         self.window.rested += time.as_micros() as f64;
+    }
+
+    /// Mean queueing time of what was started in the window under way.
+    pub(super) fn queueing_now(&self) -> Duration {
+        let window = &self.window;
+        Duration::from_micros((window.waited / window.starts.max(1) as f64) as u64)
     }
 
     /// When the window ends if nothing else ends it.
@@ -202,7 +213,15 @@ impl Controller {
         let thin = window.requests < settings.min_requests;
         let admitted = window.admitted / elapsed;
         let goal = self.capacity * (1.0 + self.margin);
-        let target = if evicting {
+        // Requests that waited before they even got here cost the server more
+        // than it refuses them for; less of them must be sent. No queue here
+        // tells how much less, so the paper's step is taken, the larger the
+        // longer they waited.
+        let before = window.before / window.requests.max(1) as f64;
+        let behind = before / settings.threshold.as_micros().max(1) as f64;
+        let target = if behind > 1.0 {
+            goal.min(admitted) * (1.0 - settings.alpha * behind.min(MOST_STEPS))
+        } else if evicting {
             goal
         } else if waiting {
             goal.max(admitted * (1.0 - settings.alpha))
@@ -216,7 +235,7 @@ impl Controller {
         let certain = (self.capacity * CORE).min(target);
         let [core, next] = self.demand.levels([certain, target], self.level, elapsed, keep);
         let tighter = next < self.level;
-        if !tighter || !thin && (waiting || evicting || !self.level.is_open()) {
+        if !tighter || !thin && (waiting || evicting || behind > 1.0 || !self.level.is_open()) {
             self.level = next;
             self.core = core;
         }

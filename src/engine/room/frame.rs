@@ -34,10 +34,16 @@ impl Room {
     /// Whether to flush without waiting for company.
     pub(super) fn flushes_at_once(&self) -> bool {
         let load = self.pending.load();
+        let stretch = self.strain.stretch.max(1) as usize;
         self.pending.has_important()
             || self.online.now < self.settings.small_room_viewers
-            || load.events + self.merges.pending_totals() >= self.settings.flush_events
-            || load.bytes >= self.settings.flush_bytes
+            || load.events + self.merges.pending_totals() >= self.settings.flush_events * stretch
+            || load.bytes >= self.settings.flush_bytes * stretch
+    }
+
+    /// When events that began to wait at `since` are flushed.
+    pub(super) fn tick_after(&self, since: Time) -> Time {
+        self.ticks.after(since) + self.settings.flush_interval * (self.strain.stretch.max(1) - 1)
     }
 
     /// When the viewer count alone makes a frame. An empty room has nobody to tell.
@@ -90,7 +96,7 @@ impl Room {
             }
             live
         });
-        let mut over = over_budget(&waiting, &self.settings).into_iter().peekable();
+        let mut over = over_budget(&waiting, &self.settings, self.strain).into_iter().peekable();
         let events = Vec::with_capacity(waiting.len() - over.len());
         let mut carried = Carried { events, represents: 0, oldest: None };
         for (index, waiting) in waiting.into_iter().enumerate() {

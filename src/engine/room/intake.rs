@@ -112,6 +112,7 @@ impl Room {
     /// event displaces there.
     fn is_sampled_in(&mut self, event: &Event, rank: Rank) -> bool {
         let Merge::Sample(n) = event.kind.merge else { return true };
+        let n = n.div_ceil(self.strain.sample_divisor.max(1) as usize);
         match self.merges.sample(event, n, rank) {
             Verdict::In => true,
             Verdict::Instead(order) => {

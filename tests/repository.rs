@@ -72,7 +72,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "limits",
         ],
     ),
-    ("cli", &["engine", "clock", "config", "auth", "server"]),
+    ("client", &["engine", "clock"]),
+    ("cli", &["engine", "clock", "config", "auth", "server", "client"]),
     ("main", &["cli", "config", "server"]),
     ("lib", &[]),
 ];

@@ -4,14 +4,14 @@ use std::io::{self, BufRead as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use clap::Args;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use http::StatusCode;
 
 use super::token::TokenSource;
 use super::{room, runtime, terminal};
 use crate::auth::{Claims, Role};
+use crate::client::{Content, Failure, NewEvent, Outcome, Publisher, PublisherSettings};
 use crate::engine::ids::RoomId;
 
 /// Longer than the server takes for any answer by default.
@@ -50,57 +50,16 @@ pub(super) struct Arguments {
     token: TokenSource,
 }
 
-#[derive(Serialize)]
-struct Body<'a> {
-    events: [Event<'a>; 1],
-}
-
-#[derive(Serialize)]
-struct Event<'a> {
-    id: &'a str,
-    kind: &'a str,
-    user: &'a str,
-    payload: Value,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    amount: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ttl_ms: Option<u64>,
-}
-
-/// What the server says; what we do not know of it is ignored.
-#[derive(Deserialize)]
-struct Answer {
-    #[serde(default)]
-    results: Vec<EventResult>,
-    error: Option<Refusal>,
-}
-
-#[derive(Deserialize)]
-struct EventResult {
-    status: String,
-    seq: Option<u64>,
-    #[serde(flatten)]
-    refusal: Refusal,
-}
-
-#[derive(Deserialize)]
-struct Refusal {
-    #[serde(default)]
-    code: String,
-    #[serde(default)]
-    reason: String,
-    retry_after_ms: Option<u64>,
-}
-
 /// Publishes; fails if anything was refused.
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let target = Target::new(arguments)?;
     let runtime = runtime()?;
+    let publisher = runtime.block_on(async { start(arguments) })?;
     let mut refused = false;
     let mut publish = |payload: &str, id: &str| -> anyhow::Result<()> {
-        let accepted = runtime.block_on(target.publish(arguments, payload, id))?;
+        let event = event(arguments, payload, id)?;
+        let outcome = runtime.block_on(publisher.publish(&arguments.room, event)?);
+        let (line, accepted) = describe(id, &outcome, &arguments.url)?;
+        println!("{line}");
         refused |= !accepted;
         Ok(())
     };
@@ -116,110 +75,122 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     Ok(if refused { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Where events go.
-struct Target {
-    client: reqwest::Client,
-    url: String,
-    token: String,
+fn start(arguments: &Arguments) -> anyhow::Result<Publisher> {
+    let base: http::Uri = arguments.url.parse().context("--url is not a URL")?;
+    if base.scheme_str() != Some("http") {
+        bail!("--url: only http:// (this command speaks no TLS; put the edge's own address)");
+    }
+    let claims = Claims {
+        user: "tidegate-publish".to_owned(),
+        role: Role::Publisher,
+        rooms: vec![arguments.room.to_string()],
+        client: None,
+    };
+    let token = arguments.token.token(&claims, base.port_u16().unwrap_or(80))?;
+    let settings = PublisherSettings {
+        request_timeout: TIMEOUT,
+        // One event at a time: there is nothing to wait for.
+        linger: Duration::ZERO,
+        ..PublisherSettings::new(&arguments.url, token)
+    };
+    Ok(Publisher::start(settings)?)
 }
 
-impl Target {
-    fn new(arguments: &Arguments) -> anyhow::Result<Self> {
-        let base: http::Uri = arguments.url.parse().context("--url is not a URL")?;
-        if base.scheme_str() != Some("http") {
-            bail!("--url: only http:// (this command speaks no TLS; put the edge's own address)");
-        }
-        let claims = Claims {
-            user: "tidegate-publish".to_owned(),
-            role: Role::Publisher,
-            rooms: vec![arguments.room.to_string()],
-            client: None,
-        };
-        let token = arguments.token.token(&claims, base.port_u16().unwrap_or(80))?;
-        let client = reqwest::Client::builder().timeout(TIMEOUT).build()?;
-        let base = arguments.url.trim_end_matches('/');
-        Ok(Self { client, url: format!("{base}/v1/rooms/{}/events", arguments.room), token })
-    }
-
-    /// Publishes one event and prints the result; false if it was refused.
-    async fn publish(&self, arguments: &Arguments, text: &str, id: &str) -> anyhow::Result<bool> {
-        let event = Event {
-            id,
-            kind: &arguments.kind,
-            user: &arguments.user,
-            payload: payload(text),
-            key: arguments.key.as_deref(),
-            amount: arguments.amount,
-            ttl_ms: arguments.ttl_ms,
-        };
-        let request = self.client.post(&self.url).bearer_auth(&self.token);
-        let response = request.json(&Body { events: [event] }).send().await;
-        let response = response.map_err(|error| match error.is_connect() {
-            true => anyhow!("no server answers at {}", arguments.url),
-            false => anyhow!(error).context("the request failed"),
-        })?;
-        let status = response.status();
-        let body = response.bytes().await.context("the answer broke off")?;
-        let answer: Answer = serde_json::from_slice(&body)
-            .map_err(|_| anyhow!("{} answered {status}, not as Tidegate does", arguments.url))?;
-        let (line, accepted) = describe(id, &answer);
-        println!("{line}");
-        Ok(accepted)
-    }
+fn event(arguments: &Arguments, text: &str, id: &str) -> anyhow::Result<NewEvent> {
+    Ok(NewEvent {
+        user: arguments.user.clone(),
+        payload: payload(text)?,
+        key: arguments.key.clone(),
+        amount: arguments.amount,
+        ttl: arguments.ttl_ms.map(Duration::from_millis),
+        ..NewEvent::new(id, &arguments.kind)
+    })
 }
 
 /// JSON if it parses, otherwise the text as a JSON string.
-fn payload(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
+fn payload(text: &str) -> Result<Content, serde_json::Error> {
+    Content::from_json_text(text.to_owned()).or_else(|_| Content::json(&text))
 }
 
-/// The result as a line, and whether the event was accepted.
-fn describe(id: &str, answer: &Answer) -> (String, bool) {
-    let refusal = match (answer.results.first(), &answer.error) {
-        (Some(result), _) if result.status == "accepted" => {
-            let seq = result.seq.map_or("no number".to_owned(), |seq| format!("seq {seq}"));
-            return (format!("accepted {id}: {seq}"), true);
+/// The outcome as a line, and whether the event was accepted.
+fn describe(id: &str, outcome: &Outcome, url: &str) -> anyhow::Result<(String, bool)> {
+    let refused = |code: &str, reason: &str, retry_after: Option<Duration>| {
+        let again = match retry_after {
+            Some(wait) => format!(" (try again after {} ms)", wait.as_millis()),
+            None => String::new(),
+        };
+        let (code, reason) = (terminal::clean(code, 100), terminal::clean(reason, 500));
+        Ok((format!("rejected {id}: {code}: {reason}{again}"), false))
+    };
+    match outcome {
+        Outcome::Accepted { seq } => {
+            let seq = seq.map_or("no number".to_owned(), |seq| format!("seq {seq}"));
+            Ok((format!("accepted {id}: {seq}"), true))
         }
-        (Some(result), _) => &result.refusal,
-        (None, Some(error)) => error,
-        (None, None) => return (format!("rejected {id}: the answer holds no result"), false),
-    };
-    let again = match refusal.retry_after_ms {
-        Some(millis) => format!(" (try again after {millis} ms)"),
-        None => String::new(),
-    };
-    let (code, reason) =
-        (terminal::clean(&refusal.code, 100), terminal::clean(&refusal.reason, 500));
-    (format!("rejected {id}: {code}: {reason}{again}"), false)
+        Outcome::Rejected(refusal) => refused(&refusal.code, &refusal.reason, refusal.retry_after),
+        Outcome::ShedLocally { retry_after } => {
+            let reason = "not sent: the server does not admit it now";
+            refused("shed", reason, Some(*retry_after))
+        }
+        Outcome::Expired => refused("expired", "its time to live ended before it was sent", None),
+        Outcome::Abandoned => bail!("the publisher ended without an answer"),
+        Outcome::Failed(Failure::Connect(_)) => bail!("no server answers at {url}"),
+        Outcome::Failed(Failure::Malformed { status }) => {
+            let status = StatusCode::from_u16(*status).unwrap_or_default();
+            bail!("{url} answered {status}, not as Tidegate does")
+        }
+        Outcome::Failed(failure) => bail!("{failure}"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::Refusal;
 
-    fn line(answer: &str) -> (String, bool) {
-        describe("i", &serde_json::from_str(answer).unwrap())
+    fn line(outcome: Outcome) -> String {
+        describe("i", &outcome, "http://edge").map_or_else(|e| e.to_string(), |(line, _)| line)
+    }
+
+    fn refusal(code: &str, reason: &str, millis: Option<u64>) -> Outcome {
+        let retry_after = millis.map(Duration::from_millis);
+        Outcome::Rejected(Refusal { code: code.into(), reason: reason.into(), retry_after })
     }
 
     #[test]
-    fn results_and_refusals_are_told_apart() {
-        let accepted = r#"{"results":[{"id":"i","status":"accepted","seq":5,"new":1}],"x":{}}"#;
-        assert_eq!(line(accepted), ("accepted i: seq 5".into(), true));
-        let sampled = r#"{"results":[{"id":"i","status":"accepted"}]}"#;
-        assert_eq!(line(sampled), ("accepted i: no number".into(), true));
-        let busy = r#"{"results":[{"id":"i","status":"rejected","code":"busy","reason":"full",
-            "retry_after_ms":9}]}"#;
-        assert_eq!(line(busy), ("rejected i: busy: full (try again after 9 ms)".into(), false));
-        let whole = r#"{"error":{"code":"token_expired","reason":"the\u001b[2J token"}}"#;
-        assert_eq!(line(whole).0, "rejected i: token_expired: the\u{fffd}[2J token");
-        assert!(!line("{}").1);
+    fn outcomes_are_told_apart() {
+        assert_eq!(line(Outcome::Accepted { seq: Some(5) }), "accepted i: seq 5");
+        assert_eq!(line(Outcome::Accepted { seq: None }), "accepted i: no number");
+        let busy = refusal("busy", "full", Some(9));
+        assert_eq!(line(busy.clone()), "rejected i: busy: full (try again after 9 ms)");
+        let nasty = refusal("token_expired", "the\u{1b}[2J token", None);
+        assert_eq!(line(nasty), "rejected i: token_expired: the\u{fffd}[2J token");
+        let shed = Outcome::ShedLocally { retry_after: Duration::from_millis(7) };
+        assert!(line(shed).ends_with("(try again after 7 ms)"));
+        assert!(matches!(describe("i", &busy, ""), Ok((_, false))));
+        assert!(matches!(describe("i", &Outcome::Expired, ""), Ok((_, false))));
+    }
+
+    #[test]
+    fn a_server_that_is_not_there_is_told_from_one_that_is_another() {
+        let nobody = Outcome::Failed(Failure::Connect("refused".into()));
+        assert_eq!(line(nobody), "no server answers at http://edge");
+        let other = Outcome::Failed(Failure::Malformed { status: 404 });
+        assert_eq!(line(other), "http://edge answered 404 Not Found, not as Tidegate does");
+        assert_eq!(line(Outcome::Failed(Failure::Timeout)), "no answer in time");
     }
 
     #[test]
     fn a_payload_is_json_where_it_can_be() {
-        assert_eq!(payload("{\"a\":1}"), serde_json::json!({"a": 1}));
-        assert_eq!(payload("7"), serde_json::json!(7));
-        assert_eq!(payload("hello"), serde_json::json!("hello"));
-        assert_eq!(payload(""), serde_json::json!(""));
+        let cases = [
+            ("{\"a\": 1.50}", "{\"a\": 1.50}"),
+            (" 7 ", "7"),
+            ("hello", "\"hello\""),
+            ("", "\"\""),
+        ];
+        for (text, json) in cases {
+            let Ok(Content::Json(got)) = payload(text) else { panic!("{text}") };
+            assert_eq!(got.get(), json);
+        }
     }
 }

@@ -17,12 +17,14 @@ mod html;
 mod http;
 mod joins;
 mod ledger;
+mod overload;
 mod protocol;
 mod publish;
 mod replay;
 mod report;
 mod run;
 mod server;
+mod simulate;
 mod sys;
 mod token;
 mod trace;
@@ -52,6 +54,8 @@ enum Command {
     Joins(Box<joins::JoinsOptions>),
     /// A recorded room through the publisher API, with an exact check at the end.
     Replay(Box<replay::ReplayOptions>),
+    /// Overload control beside that of others, in virtual time.
+    Overload(Box<overload::OverloadOptions>),
     /// Writes a trace fitted to recorded rooms.
     Generate(generate::GenerateOptions),
     /// Ratios of the headline figures of two --json files.
@@ -90,6 +94,7 @@ fn main() -> ExitCode {
         Command::Fanout(options) => fanout::command(&options),
         Command::Joins(options) => joins::command(&options),
         Command::Replay(options) => replay::command(&options),
+        Command::Overload(options) => overload::command(&options),
         Command::Generate(options) => generate::command(&options),
         Command::Compare { first, second } => report::compare(&first, &second),
         Command::Worker => worker::run(),

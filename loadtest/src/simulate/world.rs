@@ -1,0 +1,385 @@
+//! The discrete-event simulation: a heap of events in virtual time, three
+//! servers, three upstream machines, and the tasks between them.
+//!
+//! A server is busy with a call or with answering those it refused. What a
+//! refusal costs is work done before the next call begins, so it lengthens the
+//! queueing time of what waits. A call whose task has failed stays where it is:
+//! M does not know, and unless its law drops such calls it serves them in vain.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::rc::Rc;
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use tidegate::engine::priority::{AdmissionLevel, Priority};
+
+use super::controller::{Call, Controller, Insight, Kind};
+use super::optimum;
+use super::scenario::{
+    DEADLINE, MS, NETWORK, RESENDS, RESTARTS, SECOND, SERVERS, SERVICE, Scenario, UPSTREAMS,
+};
+use super::tally::{Tally, Traits};
+use super::traffic::{self, Traffic, Wish};
+use super::upstream::Upstream;
+
+/// Earliest next tick: a law whose deadline has passed is not asked for ever.
+const LEAST_TICK: u64 = MS;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    /// A task comes.
+    Task,
+    /// A call reaches a server.
+    Call { task: u32, index: u8, server: u8 },
+    /// A server is done with what it does.
+    Done { server: u8 },
+    /// The answer reaches the upstream.
+    Answer { task: u32, index: u8, server: u8, served: bool },
+    /// A level takes hold in an upstream machine.
+    Level { upstream: u8, server: u8, level: AdmissionLevel },
+    /// A law asked to be called.
+    Tick { server: u8 },
+    /// The deadline of a task whose user will start again.
+    Deadline { task: u32 },
+}
+
+/// What an upstream machine is doing for a user.
+#[derive(Debug, Clone, Copy)]
+struct Task {
+    traits: Traits,
+    priority: Priority,
+    room: u64,
+    deadline: u64,
+    upstream: u8,
+    /// The call it is at.
+    index: u8,
+    /// Copies of that call on their way.
+    copies: u8,
+    resends: u8,
+    restarts: u8,
+    open: bool,
+}
+
+struct Server {
+    law: Box<dyn Controller>,
+    busy: bool,
+    /// The call being served, and since when.
+    serving: Option<(Call, u64)>,
+    /// Work that refusals have cost and that is not done yet.
+    debt: f64,
+}
+
+struct World<'a> {
+    scenario: &'a Scenario,
+    now: u64,
+    events: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    scheduled: u64,
+    servers: Vec<Server>,
+    upstreams: Vec<Upstream>,
+    /// What the oracle is told.
+    insight: Rc<Insight>,
+    tasks: Vec<Task>,
+    traffic: Traffic,
+    rng: SmallRng,
+    /// What a refusal costs, in microseconds of a healthy server.
+    refusal: f64,
+    refused: Vec<Call>,
+    tally: Tally,
+}
+
+/// Runs `scenario` under one law. The same seed gives the same result.
+pub(super) fn run(scenario: &Scenario, kind: Kind, seed: u64) -> Tally {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let insight = Kind::insight(scenario);
+    let servers = (0..SERVERS).map(|_| Server {
+        law: kind.build(&insight, rng.random()),
+        busy: false,
+        serving: None,
+        debt: 0.0,
+    });
+    let servers = servers.collect();
+    let traffic = Traffic::new(&mut rng);
+    let mut world = World {
+        scenario,
+        now: 0,
+        events: BinaryHeap::new(),
+        scheduled: 0,
+        servers,
+        upstreams: (0..UPSTREAMS).map(|_| Upstream::new(kind, scenario)).collect(),
+        insight,
+        tasks: Vec::new(),
+        traffic,
+        rng,
+        // The oracle's upstream knows what it knows: nothing is sent to be refused.
+        refusal: match kind {
+            Kind::Oracle => optimum::cost(scenario) * SERVICE as f64,
+            _ => scenario.refusal_cost * SERVICE as f64,
+        },
+        refused: Vec::new(),
+        tally: Tally::new(scenario.from, scenario.until),
+    };
+    let first = world.traffic.next(scenario, 0, &mut world.rng);
+    world.schedule(first, Event::Task);
+    for server in 0..SERVERS {
+        world.servers[server].law.rest(0);
+        world.tick_later(server);
+    }
+    // What arrives last has its deadline to succeed in, under the same load.
+    let end = scenario.until + u64::from(RESTARTS + 1) * DEADLINE + SECOND / 10;
+    while let Some(Reverse((at, _, event))) = world.events.pop()
+        && at <= end
+    {
+        world.now = at;
+        world.handle(event);
+    }
+    world.tally
+}
+
+impl World<'_> {
+    fn schedule(&mut self, at: u64, event: Event) {
+        self.scheduled += 1;
+        self.events.push(Reverse((at, self.scheduled, event)));
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Task => {
+                let next = self.traffic.next(self.scenario, self.now, &mut self.rng);
+                self.schedule(next, Event::Task);
+                self.insight.observe(self.traffic.rate(self.scenario));
+                let wish = self.traffic.draw(self.scenario, self.now, &mut self.rng);
+                self.begin(wish);
+            }
+            Event::Call { task, index, server } => self.arrive(task, index, usize::from(server)),
+            Event::Done { server } => self.done(usize::from(server)),
+            Event::Answer { task, index, server, served } => {
+                self.answer(task, index, usize::from(server), served);
+            }
+            Event::Level { upstream, server, level } => {
+                self.upstreams[usize::from(upstream)].learn(usize::from(server), level, self.now);
+            }
+            Event::Tick { server } => {
+                let server = usize::from(server);
+                self.servers[server].law.tick(self.now);
+                self.tick_later(server);
+            }
+            Event::Deadline { task } => self.fail(task),
+        }
+    }
+
+    fn tick_later(&mut self, server: usize) {
+        if let Some(due) = self.servers[server].law.deadline() {
+            let at = due.max(self.now + LEAST_TICK);
+            self.schedule(at, Event::Tick { server: server as u8 });
+        }
+    }
+
+    fn begin(&mut self, wish: Wish) {
+        let traits = Traits {
+            arrived: self.now,
+            calls: wish.calls,
+            tier: wish.tier,
+            aggressive: wish.aggressive,
+        };
+        self.tally.arrived(traits);
+        let upstream = self.rng.random_range(0..UPSTREAMS) as u8;
+        self.start(Task {
+            traits,
+            priority: wish.priority,
+            room: wish.room,
+            deadline: self.now + DEADLINE,
+            upstream,
+            index: 0,
+            copies: 0,
+            resends: RESENDS,
+            restarts: RESTARTS,
+            open: true,
+        });
+    }
+
+    fn start(&mut self, task: Task) {
+        let number = self.tasks.len() as u32;
+        self.tasks.push(task);
+        if task.traits.aggressive {
+            self.schedule(task.deadline, Event::Deadline { task: number });
+        }
+        self.call(number);
+    }
+
+    /// Makes the call that the task is at.
+    fn call(&mut self, number: u32) {
+        let task = &mut self.tasks[number as usize];
+        task.resends = RESENDS;
+        let upstream = &mut self.upstreams[usize::from(task.upstream)];
+        let server = if task.traits.aggressive {
+            upstream.regardless(&mut self.rng)
+        } else {
+            upstream.first(task.priority, self.now, &mut self.rng)
+        };
+        match server {
+            Some(server) => self.send(number, server),
+            None => {
+                self.tally.kept_back(self.now);
+                self.fail(number);
+            }
+        }
+    }
+
+    fn send(&mut self, number: u32, server: usize) {
+        let task = &mut self.tasks[number as usize];
+        task.copies += 1;
+        let index = task.index;
+        self.upstreams[usize::from(task.upstream)].sent(server);
+        let call = Event::Call { task: number, index, server: server as u8 };
+        self.schedule(self.now + NETWORK, call);
+    }
+
+    fn arrive(&mut self, number: u32, index: u8, server: usize) {
+        let task = &self.tasks[number as usize];
+        let call = Call {
+            task: number,
+            index,
+            remaining: task.traits.calls - index,
+            priority: task.priority,
+            room: task.room,
+            arrived: self.now,
+            deadline: task.deadline,
+        };
+        self.servers[server].law.offer(call, self.now, &mut self.refused);
+        self.refuse(server);
+        if !self.servers[server].busy {
+            self.next(server);
+        }
+    }
+
+    /// Answers those that were refused.
+    fn refuse(&mut self, server: usize) {
+        let mut refused = std::mem::take(&mut self.refused);
+        for call in refused.drain(..) {
+            self.tally.refused(self.now);
+            let speed = self.scenario.speed.at(self.now).0;
+            self.servers[server].debt += self.refusal / speed;
+            self.reply(call, server, false, NETWORK);
+        }
+        self.refused = refused;
+    }
+
+    fn reply(&mut self, call: Call, server: usize, served: bool, after: u64) {
+        let answer =
+            Event::Answer { task: call.task, index: call.index, server: server as u8, served };
+        self.schedule(self.now + after, answer);
+        let upstream = self.tasks[call.task as usize].upstream;
+        if self.upstreams[usize::from(upstream)].learns()
+            && let Some(level) = self.servers[server].law.level()
+        {
+            let at = self.now + after - NETWORK + self.scenario.propagation;
+            self.schedule(at, Event::Level { upstream, server: server as u8, level });
+        }
+    }
+
+    /// The server is free: what it does next.
+    fn next(&mut self, server: usize) {
+        let (speed, _) = self.scenario.speed.at(self.now);
+        loop {
+            let state = &mut self.servers[server];
+            if state.debt >= 1.0 {
+                let work = state.debt.floor();
+                state.debt -= work;
+                state.busy = true;
+                state.law.other_work(self.now);
+                let done = Event::Done { server: server as u8 };
+                return self.schedule(self.now + work as u64, done);
+            }
+            let taken = state.law.take(self.now, &mut self.refused);
+            self.refuse(server);
+            let state = &mut self.servers[server];
+            if let Some(call) = taken {
+                let failed =
+                    self.now + NETWORK > call.deadline || !self.tasks[call.task as usize].open;
+                self.tally.begun(self.now, self.now - call.arrived, failed);
+                let service = traffic::service_time(self.scenario.service, &mut self.rng) / speed;
+                state.busy = true;
+                state.serving = Some((call, self.now));
+                let done = Event::Done { server: server as u8 };
+                return self.schedule(self.now + service.round() as u64, done);
+            }
+            if state.debt < 1.0 {
+                state.busy = false;
+                return state.law.rest(self.now);
+            }
+        }
+    }
+
+    fn done(&mut self, server: usize) {
+        if let Some((call, since)) = self.servers[server].serving.take() {
+            self.servers[server].law.served(&call, self.now - since, self.now);
+            self.reply(call, server, true, NETWORK + self.scenario.downstream);
+        }
+        self.next(server);
+    }
+
+    fn answer(&mut self, number: u32, index: u8, server: usize, served: bool) {
+        let task = &mut self.tasks[number as usize];
+        self.upstreams[usize::from(task.upstream)].answered(server);
+        if !task.open || task.index != index {
+            return;
+        }
+        task.copies -= 1;
+        if self.now > task.deadline {
+            return self.fail(number);
+        }
+        if !served {
+            return self.refused_call(number, server);
+        }
+        task.index += 1;
+        task.copies = 0;
+        if task.index < task.traits.calls {
+            return self.call(number);
+        }
+        task.open = false;
+        let traits = task.traits;
+        self.tally.won(traits, self.now);
+    }
+
+    fn refused_call(&mut self, number: u32, server: usize) {
+        let task = &mut self.tasks[number as usize];
+        if task.traits.aggressive {
+            // All resends at once, one to each server.
+            for offset in 0..std::mem::take(&mut task.resends) {
+                self.tally.resent(self.now);
+                self.send(number, (server + 1 + usize::from(offset)) % SERVERS);
+            }
+        } else if task.resends > 0 {
+            task.resends -= 1;
+            let upstream = &mut self.upstreams[usize::from(task.upstream)];
+            if let Some(other) = upstream.again(server, task.priority, self.now, &mut self.rng) {
+                self.tally.resent(self.now);
+                self.send(number, other);
+            }
+        }
+        if self.tasks[number as usize].copies == 0 {
+            self.fail(number);
+        }
+    }
+
+    /// The task has failed; an aggressive user starts it again.
+    fn fail(&mut self, number: u32) {
+        let task = &mut self.tasks[number as usize];
+        if !std::mem::replace(&mut task.open, false) {
+            return;
+        }
+        if task.traits.aggressive && task.restarts > 0 {
+            let again = Task {
+                deadline: self.now + DEADLINE,
+                index: 0,
+                copies: 0,
+                resends: RESENDS,
+                restarts: task.restarts - 1,
+                open: true,
+                ..*task
+            };
+            self.start(again);
+        }
+    }
+}

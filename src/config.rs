@@ -26,6 +26,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::admission::AdmissionSettings;
+use crate::engine::ids::Tier;
 use crate::engine::kind::Kinds;
 use crate::engine::settings::RoomSettings;
 use crate::limits::{LimitSettings, Rate};
@@ -71,6 +73,8 @@ pub struct Config {
     pub rooms: Rooms = Rooms::default(),
     /// What happens to a viewer that reads more slowly than its rooms write.
     pub delivery: Delivery = Delivery::default(),
+    /// `[admission]`.
+    pub admission: AdmissionConfig = AdmissionConfig::default(),
     /// What publishers may send.
     pub ingress: Ingress = Ingress::default(),
     /// Fixed limits that hold at any load.
@@ -267,6 +271,52 @@ pub struct Ingress {
 }
 
 section! {
+/// `[admission]`: overload control. What it is and where the numbers come from
+/// is in docs/overload.md.
+pub struct AdmissionConfig {
+    /// Only count what would be refused, and refuse nothing but what does not
+    /// fit `ingress.mailbox_events`. Default `false`.
+    pub dry_run: bool = false,
+    /// Milliseconds of work that may wait in front of a shard's rooms under
+    /// overload; beyond it the least important gives way. Default 40.
+    pub queue_ms: u64 = 40,
+    /// Milliseconds of work that may wait while there is no overload, for chance
+    /// alone fills a busy server beyond `queue_ms` now and then. Default 200.
+    pub burst_ms: u64 = 200,
+    /// Milliseconds of mean queueing time, from the socket to the room, that count
+    /// as overload. Default 20, as in the DAGOR paper.
+    pub threshold_ms: u64 = 20,
+    /// Milliseconds after which the level is judged anew. Default 1 s, as in the
+    /// paper.
+    pub window_ms: u64 = 1_000,
+    /// Events after which it is judged earlier. Default 2000, as in the paper.
+    pub window_events: u64 = 2_000,
+    /// Events in a window below which the level is never tightened. Default 50.
+    pub min_events: u64 = 50,
+    /// Percent of the admitted work given up when only queueing time speaks for
+    /// it. Default 5, the paper's alpha.
+    pub alpha_percent: u32 = 5,
+    /// Percent of the arrived work added when nothing speaks against it. Default
+    /// 1, the paper's beta.
+    pub beta_percent: u32 = 1,
+    /// Percent of the measured capacity admitted beyond it, for the queue to
+    /// choose from. Default 10.
+    pub margin_percent: u32 = 10,
+    /// Least important tier whose events keep it when their room asks for more
+    /// than its fair share. Default 0.
+    pub protected_tier: u8 = 0,
+    /// Milliseconds for which callers may rely on the level in an answer. Default
+    /// 2 s.
+    pub level_ttl_ms: u64 = 2_000,
+    /// New joins per shard that may wait in line under overload; further ones are
+    /// refused. Default 10000.
+    pub held_joins: usize = 10_000,
+    /// Milliseconds that a join waits in line at most. Default 2 s.
+    pub hold_ms: u64 = 2_000,
+}
+}
+
+section! {
 /// `[limits]`: fixed limits that hold at any load, beside the admission control
 /// that shares out what there is. Each is so many events a second on average and
 /// a burst that may come at once; 0 a second is no limit.
@@ -425,6 +475,29 @@ impl Config {
             max_keys: rooms.max_keys,
             state_bytes: rooms.state_bytes,
             online_interval: Duration::from_millis(rooms.online_interval_ms),
+        }
+    }
+
+    /// The constants of overload control.
+    #[must_use]
+    pub fn admission_settings(&self) -> AdmissionSettings {
+        let admission = &self.admission;
+        let percent = |percent: u32| f64::from(percent) / 100.0;
+        AdmissionSettings {
+            queue: Duration::from_millis(admission.queue_ms),
+            burst: Duration::from_millis(admission.burst_ms),
+            max_entries: self.ingress.mailbox_events,
+            window: Duration::from_millis(admission.window_ms),
+            window_requests: admission.window_events,
+            min_requests: admission.min_events,
+            threshold: Duration::from_millis(admission.threshold_ms),
+            alpha: percent(admission.alpha_percent),
+            beta: percent(admission.beta_percent),
+            margin: percent(admission.margin_percent),
+            protected_tier: Tier(admission.protected_tier),
+            level_ttl: Duration::from_millis(admission.level_ttl_ms),
+            dry_run: admission.dry_run,
+            ..AdmissionSettings::default()
         }
     }
 

@@ -116,7 +116,7 @@ pub async fn feed(shards: Arc<LocalShards>, kinds: Arc<Kinds>, clock: Clock) {
             .filter_map(|line| line.draft().check(&kinds, true, now).ok())
             .collect();
         // A full mailbox means real publishers need the room more.
-        let _ = shards.publish(room.clone(), events, Origin::Nobody);
+        let _ = shards.publish(room.clone(), events, Duration::ZERO, Origin::Nobody);
         sleep(BEAT).await;
     }
 }

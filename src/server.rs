@@ -18,7 +18,7 @@ use anyhow::{Context as _, bail};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 use tracing::{info, warn};
 
@@ -30,11 +30,14 @@ use crate::demo;
 use crate::engine::delivery::Limits;
 use crate::engine::ids::ShardId;
 use crate::engine::kind::Kinds;
+use crate::engine::level::LevelKey;
 use crate::ingress::http::router;
 use crate::ingress::intake::Api;
 use crate::ingress::stats::EdgeStats;
 use crate::limits::{CallerLimits, ClientTypes};
+use crate::shard::held::HoldSettings;
 use crate::shard::home::HomeSettings;
+use crate::shard::intake::IntakeSettings;
 use crate::shard::peers::{Inbox, LocalShards, Message, Path as _};
 use crate::shard::{Shard, ShardSettings};
 use crate::transport::session::Session;
@@ -140,6 +143,11 @@ impl Plan {
                 },
                 max_rooms: config.rooms.max_rooms,
                 idle: millis(config.rooms.idle_ms),
+                intake: IntakeSettings {
+                    admission: config.admission_settings(),
+                    limits: config.limit_settings(self.seed),
+                    seed: self.seed,
+                },
                 seed: self.seed,
             },
             backlog: Limits {
@@ -154,6 +162,10 @@ impl Plan {
             join_timeout: millis(config.websocket.join_timeout_ms),
             ping_interval: millis(config.websocket.ping_interval_ms),
             pong_timeout: millis(config.websocket.pong_timeout_ms),
+            hold: HoldSettings {
+                most: config.admission.held_joins,
+                patience: millis(config.admission.hold_ms),
+            },
             reconnect_spread: millis(config.server.reconnect_spread_ms),
             seed,
         }
@@ -161,7 +173,12 @@ impl Plan {
 
     fn start_shards(&self) -> anyhow::Result<Running> {
         let limit = self.config.ingress.mailbox_events;
-        let (peers, inboxes) = LocalShards::new(self.shards, limit);
+        let (peers, inboxes) = LocalShards::new(
+            self.shards,
+            limit,
+            LevelKey::from_seed(self.seed),
+            Duration::from_millis(self.config.admission.level_ttl_ms),
+        );
         let runtimes: Vec<Runtime> = inboxes
             .iter()
             .map(|_| Builder::new_current_thread().enable_all().build())
@@ -235,6 +252,7 @@ impl Plan {
             handshake_timeout: Duration::from_millis(config.websocket.handshake_timeout_ms),
             max_message: config.websocket.max_message_bytes,
             max_http_connections: config.ingress.max_connections,
+            max_streams: config.ingress.http2_streams,
         }
     }
 
@@ -321,6 +339,7 @@ struct ShardStart {
     handshake_timeout: Duration,
     max_message: usize,
     max_http_connections: usize,
+    max_streams: u32,
 }
 
 type Bound = std::sync::mpsc::Sender<std::io::Result<SocketAddr>>;
@@ -354,12 +373,16 @@ impl ShardStart {
             policy: self.policy,
             upgrade_path: "/v1/ws",
             router: routes,
+            api: Arc::clone(&self.api),
+            max_streams: self.max_streams,
             stats: self.stats,
             handshake_timeout: self.handshake_timeout,
             max_header: self.max_header,
             max_connections: self.max_connections,
             arrivals,
             draining: Arc::new(AtomicBool::new(false)),
+            leaving: watch::Sender::new(false),
+            http2: Cell::new(0),
             viewers: Cell::new(0),
             others: Cell::new(0),
             handshakes: Arc::new(Semaphore::new(self.max_handshakes)),
@@ -381,7 +404,9 @@ impl ShardStart {
         accept::start(&edge, listener);
         // The starter waits for nothing else; it cannot be gone.
         let _ = bound.send(Ok(address));
-        worker.run().await
+        let ended = worker.run().await;
+        accept::finish(&edge).await;
+        ended
     }
 }
 

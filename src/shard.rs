@@ -11,7 +11,9 @@
 
 pub mod connection;
 pub mod fanout;
+pub mod held;
 pub mod home;
+pub mod intake;
 pub mod peers;
 mod pending;
 pub mod room;
@@ -28,11 +30,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
+use tracing::debug;
 
 use self::connection::{Connections, LINGER, ViewerKey, farewell};
 use self::fanout::{Fanout, Finished};
 use self::home::{HomeSettings, Homes};
-use self::peers::{Asker, Events, LocalShards, Message, Path as _, Placement as _};
+use self::held::{HoldSettings, Line};
+use self::peers::{
+    AdmissionView, Asker, Events, LocalShards, Message, Override, Path as _, Placement as _,
+    Standing,
+};
 use self::room::{BACKLOGGED, LocalRoom};
 use self::stats::ShardStats;
 use self::wheel::Wheel;
@@ -71,6 +78,8 @@ pub struct ShardSettings {
     pub ping_interval: Duration,
     /// A ping must be answered within this.
     pub pong_timeout: Duration,
+    /// How new joins wait under overload.
+    pub hold: HoldSettings,
     /// In a drain, viewers come back at random moments within this.
     pub reconnect_spread: Duration,
     /// Seeds reconnect delays and session names.
@@ -95,6 +104,10 @@ pub struct Shard {
     wheel: Wheel,
     fired: Vec<(ViewerKey, u32)>,
     drain: Option<Drain>,
+    held: Line,
+    more_joins: bool,
+    /// What the other shards know of this one.
+    told: Standing,
     draws: u64,
     /// What it did. Gauges are filled in when asked for.
     pub stats: ShardStats,
@@ -139,6 +152,9 @@ impl Shard {
             wheel: Wheel::default(),
             fired: Vec::new(),
             drain: None,
+            held: Line::default(),
+            more_joins: false,
+            told: Standing::OPEN,
             stats: ShardStats::default(),
         }
     }
@@ -186,9 +202,10 @@ impl Shard {
         let peers = Arc::clone(&self.peers);
         let path = peers.as_ref();
         match message {
-            Message::Publish { room, events, origin } => {
-                self.homes.publish(&room, events, origin, path, now);
+            Message::Publish { room, events, parsed, origin } => {
+                self.homes.publish(&room, events, parsed, origin, path, now);
             }
+            Message::Shunned { room, priorities } => self.homes.intake.shunned(&room, &priorities),
             Message::Subscribe { room, shard, formats } => {
                 self.homes.subscribe(&room, shard, formats, path, now);
             }
@@ -211,6 +228,12 @@ impl Shard {
             Message::SubscribeRefused { room, code } => self.refuse_joins(&room, code),
             Message::Frame(frame) => self.begin_frame(frame, now),
             Message::Direct { viewer, bytes } => self.send(viewer, bytes),
+            Message::Override(what, reply) => {
+                let _ = reply.send(self.overrule(what, now));
+            }
+            Message::ReadAdmission(reply) => {
+                let _ = reply.send(Box::new(self.admission_view(now)));
+            }
             Message::Stats(reply) => {
                 self.count_gauges();
                 let _ = reply.send(self.stats.clone());
@@ -226,17 +249,21 @@ impl Shard {
     /// When [`tick`](Self::tick) wants to be called at the latest.
     #[must_use]
     pub fn next_deadline(&self, started: Time) -> Time {
-        if self.is_leaving() {
+        if self.is_leaving() || self.more_joins {
             return started;
         }
         let second = started + Duration::from_secs(u64::from(self.wheel.next_second()));
-        self.homes.next_deadline().min(second)
+        let next = self.homes.next_deadline().min(second);
+        self.next_late_join().map_or(next, |late| next.min(late))
     }
 
     /// Flushes due rooms, checks viewers whose time has come, tidies up.
-    pub fn tick(&mut self) {
+    /// `idle`: time the thread had nothing to do since the last call.
+    pub fn tick(&mut self, idle: Duration) {
         let now = self.clock.now();
         let peers = Arc::clone(&self.peers);
+        self.tick_intake(idle, now);
+        self.more_joins = self.release_joins(now);
         self.homes.tick(peers.as_ref(), &mut self.stats, now);
         let second = self.viewers.second(now);
         if second >= self.wheel.next_second() {
@@ -254,12 +281,20 @@ impl Shard {
     /// Whether [`work`](Self::work) has anything to do.
     #[must_use]
     pub fn has_work(&self) -> bool {
-        !self.fanout.is_idle()
+        !self.fanout.is_idle() || !self.homes.intake.is_empty()
     }
 
-    /// One slice of fan-out.
+    /// One slice of events from outside, and one of fan-out.
     pub fn work(&mut self) {
+        let peers = Arc::clone(&self.peers);
+        let slice = self.settings.slice;
+        self.homes.work(peers.as_ref(), &mut self.stats, self.clock, slice);
         self.settle(self.clock.now());
+        if self.fanout.is_idle() {
+            return;
+        }
+        let begun = self.clock.now();
+        let (writes, bytes) = (self.stats.socket_writes, self.stats.socket_bytes);
         let mut finished = std::mem::take(&mut self.finished);
         self.fanout.slice(
             &mut self.rooms,
@@ -270,6 +305,9 @@ impl Shard {
             &mut finished,
         );
         let now = self.clock.now();
+        let (writes, bytes) =
+            (self.stats.socket_writes - writes, self.stats.socket_bytes - bytes);
+        self.homes.intake.cost.sent(writes, bytes, now.since(begun));
         for index in finished.drain(..) {
             self.frame_done(index, now);
         }
@@ -420,7 +458,71 @@ impl Shard {
         stats.backlog_bytes = bytes as u64;
         let rooms = self.rooms.iter().flatten();
         stats.viewers = rooms.map(|room| u64::from(room.viewers())).sum();
+        stats.joins_waiting = self.held.len() as u64;
         self.homes.count(stats);
+    }
+
+    fn tick_intake(&mut self, idle: Duration, now: Time) {
+        let intake = &mut self.homes.intake;
+        let before = intake.ladder().rung();
+        if intake.tick(idle, now) {
+            let rung = intake.ladder().rung();
+            let verdict = intake.admission().verdict();
+            let level = intake.admission().level();
+            debug!(
+                shard = self.id.0,
+                from = before.name(),
+                to = rung.name(),
+                queueing_us = verdict.queueing.as_micros() as u64,
+                load = verdict.load,
+                business = level.business(),
+                user = level.user(),
+                "ladder"
+            );
+        }
+        let standing = Standing {
+            level: intake.admission().advised(),
+            pressed: !intake.admission().is_empty(),
+            load: intake.admission().verdict().load,
+        };
+        if standing != self.told {
+            self.told = standing;
+            self.peers.set_standing(self.id, standing);
+        }
+    }
+
+    fn overrule(&mut self, what: Override, now: Time) -> Result<(), &'static str> {
+        let intake = &mut self.homes.intake;
+        match what {
+            Override::Pin(level) => intake.pin(level),
+            Override::HoldJoins(hold) => intake.ladder_mut().hold_joins(hold),
+            Override::Silence { room, kind, until } => {
+                if !intake.silence(room, kind, until, now) {
+                    return Err("too many kinds are silenced already");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn admission_view(&self, now: Time) -> AdmissionView {
+        let intake = &self.homes.intake;
+        let verdict = intake.admission().verdict();
+        AdmissionView {
+            level: intake.admission().level(),
+            pinned: intake.admission().is_pinned(),
+            rung: intake.ladder().rung(),
+            joins_held: intake.ladder().is_held(),
+            joins_waiting: self.held.len(),
+            waiting: intake.len(),
+            queueing: verdict.queueing,
+            load: verdict.load,
+            silenced: intake
+                .silenced()
+                .filter(|(.., until)| now < *until)
+                .map(|(room, kind, until)| (room.clone(), Arc::clone(kind), until))
+                .collect(),
+        }
     }
 
     /// Flush, wait for the others, send everyone away a few at a time, wait for

@@ -13,6 +13,7 @@
 
 pub mod accept;
 pub mod descriptors;
+pub mod preface;
 
 use std::io;
 use std::rc::Rc;
@@ -79,12 +80,19 @@ impl<L: Listener> Worker<L> {
     /// The readiness queue's.
     pub async fn run(mut self) -> io::Result<()> {
         let started = self.clock.now();
+        let metrics = tokio::runtime::Handle::current().metrics();
+        // Requests and handshakes are work too: only the runtime knows when
+        // the thread truly slept.
+        let mut accounted = (started, metrics.worker_total_busy_duration(0));
         loop {
             let begun = self.clock.now();
+            let worked = metrics.worker_total_busy_duration(0);
+            let idle = begun.since(accounted.0).saturating_sub(worked - accounted.1);
+            accounted = (begun, worked);
             let mut busy = self.take_messages();
             busy |= self.take_arrivals();
             busy |= self.reader.turn(&mut self.shard, &mut self.listener, begun)?;
-            self.shard.tick();
+            self.shard.tick(idle);
             if self.shard.has_work() {
                 self.shard.work();
                 busy = true;

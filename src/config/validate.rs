@@ -28,6 +28,7 @@ pub(super) fn check(config: &Config, auth_unread: bool) -> Vec<ConfigError> {
     websocket(config, &mut check);
     rooms(config, &mut check);
     delivery_and_ingress(config, &mut check);
+    admission(config, &mut check);
     limits(config, &mut check);
     auth(config, &mut check);
     log(config, &mut check);
@@ -154,6 +155,26 @@ fn rooms(config: &Config, check: &mut Check) {
     check.at_most("rooms.flush_events", rooms.flush_events, "rooms.buffer_events", events);
     check.at_most("rooms.flush_bytes", rooms.flush_bytes, "rooms.buffer_bytes", bytes);
     check.at_most("rooms.frame_bytes", rooms.frame_bytes, "rooms.buffer_bytes", bytes);
+}
+
+fn admission(config: &Config, check: &mut Check) {
+    let admission = &config.admission;
+    check.range("admission.queue_ms", admission.queue_ms, 1..=10_000);
+    check.range("admission.burst_ms", admission.burst_ms, 1..=60_000);
+    check.at_most("admission.queue_ms", admission.queue_ms as usize, "admission.burst_ms", admission.burst_ms as usize);
+    check.range("admission.threshold_ms", admission.threshold_ms, 1..=10_000);
+    check.range("admission.window_ms", admission.window_ms, 50..=60_000);
+    check.range("admission.window_events", admission.window_events, 100..=1_000_000);
+    check.range("admission.min_events", admission.min_events, 1..=100_000);
+    check.range("admission.alpha_percent", admission.alpha_percent, 1..=50);
+    check.range("admission.beta_percent", admission.beta_percent, 1..=50);
+    check.range("admission.margin_percent", admission.margin_percent, 1..=50);
+    check.range("admission.protected_tier", admission.protected_tier, 0..=63);
+    check.range("admission.level_ttl_ms", admission.level_ttl_ms, 100..=60_000);
+    check.range("admission.held_joins", admission.held_joins, 0..=1_000_000);
+    check.range("admission.hold_ms", admission.hold_ms, 10..=60_000);
+    let join = config.websocket.join_timeout_ms;
+    check.at_most("admission.hold_ms", admission.hold_ms as usize, "websocket.join_timeout_ms", join as usize);
 }
 
 fn delivery_and_ingress(config: &Config, check: &mut Check) {

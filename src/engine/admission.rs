@@ -308,10 +308,27 @@ impl<T> Admission<T> {
         self.pinned.unwrap_or_else(|| self.controller.level())
     }
 
-    /// The level as callers of one room should apply it.
+    /// What callers are told: the level, unless it is only tried out.
     #[must_use]
-    pub fn level_for(&self, room: u64) -> AdmissionLevel {
-        self.fairness.level_for(self.level(), room)
+    pub fn advised(&self) -> AdmissionLevel {
+        if self.settings.dry_run { AdmissionLevel::OPEN } else { self.level() }
+    }
+
+    /// The same as callers of one room should apply it.
+    #[must_use]
+    pub fn advised_for(&self, room: u64) -> AdmissionLevel {
+        self.fairness.level_for(self.advised(), room)
+    }
+
+    /// A request was refused elsewhere on the word of the level here: it counts
+    /// as one that arrived.
+    pub fn shunned(&mut self, room: u64, priority: Priority, cost: f64) {
+        let tier = usize::from(priority.tier().0);
+        self.stats.offered[tier] += 1;
+        self.stats.shed[Shed::Level as usize][tier] += 1;
+        let place = self.fairness.place(&self.settings, room, priority);
+        self.controller.arrived(place, cost, Duration::ZERO);
+        self.fairness.arrived(room, cost);
     }
 
     /// How many times its fair share a room asks for; 1 within it.
@@ -355,6 +372,12 @@ impl<T> Admission<T> {
         self.queue.len() == 0
     }
 
+    /// Work done per busy microsecond, in the units of the estimates.
+    #[must_use]
+    pub fn capacity(&self) -> f64 {
+        self.controller.capacity()
+    }
+
     /// Time that what waits will take, at the measured capacity.
     #[must_use]
     pub fn backlog(&self) -> Duration {
@@ -367,10 +390,7 @@ impl<T> Admission<T> {
     /// 50 ms to 10 s.
     #[must_use]
     pub fn retry_after(&self, draw: u64) -> Duration {
-        const LEAST: f64 = 50.0;
-        let excess = (self.controller.verdict().load - 1.0).clamp(0.1, 10.0);
-        let share = (draw >> 11) as f64 / (1u64 << 53) as f64;
-        Duration::from_millis((LEAST + share * (excess * 1_000.0 - LEAST)) as u64)
+        retry_after(self.controller.verdict().load, draw)
     }
 
     /// Whether the request gets past the level. A server that has nothing to
@@ -418,6 +438,17 @@ impl<T> Admission<T> {
         self.stats.shed[why as usize][tier(&entry)] += 1;
         shed.push((entry, why));
     }
+}
+
+/// When a caller should come back that was refused at `load` times the
+/// capacity: a second for each capacity too much, 10 s at most, drawn with full
+/// jitter (Brooker, *Exponential Backoff and Jitter*, 2015) from `draw`.
+#[must_use]
+pub fn retry_after(load: f64, draw: u64) -> Duration {
+    const LEAST: f64 = 50.0;
+    let excess = (load - 1.0).clamp(0.1, 10.0);
+    let share = (draw >> 11) as f64 / (1u64 << 53) as f64;
+    Duration::from_millis((LEAST + share * (excess * 1_000.0 - LEAST)) as u64)
 }
 
 /// A capacity below this is no measurement, in work per microsecond.

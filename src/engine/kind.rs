@@ -108,6 +108,12 @@ impl Kinds {
         )
     }
 
+    /// The tier of `name`, without more ado.
+    #[must_use]
+    pub fn tier(&self, name: &str) -> Tier {
+        self.by_name.get(name).map_or(self.unknown.tier, |kind| kind.tier)
+    }
+
     /// Whether `name` is configured. Metrics name only configured kinds, so
     /// that a publisher cannot grow their number.
     #[must_use]

@@ -79,6 +79,12 @@ impl Priority {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AdmissionLevel(u32);
 
+impl Default for AdmissionLevel {
+    fn default() -> Self {
+        Self::OPEN
+    }
+}
+
 impl AdmissionLevel {
     /// Everything is admitted.
     pub const OPEN: AdmissionLevel = AdmissionLevel(END);

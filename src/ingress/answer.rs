@@ -8,19 +8,31 @@ use axum::response::IntoResponse;
 use serde::Serialize;
 
 use crate::auth::AuthError;
+use crate::engine::priority::Advice;
 
 /// The admission level (B, U) of the DAGOR paper: what is at most this gets in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Admission {
     /// Least important tier admitted.
     pub business: u8,
     /// Least important user level of that tier admitted.
     pub user: u8,
+    /// The part of that user level that is admitted; left out when it is all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share: Option<f64>,
+    /// How long that may be relied on, in milliseconds.
+    pub ttl_ms: u64,
 }
 
-impl Admission {
-    /// Everything gets in.
-    pub const OPEN: Admission = Admission { business: 63, user: 127 };
+impl From<Advice> for Admission {
+    fn from(advice: Advice) -> Self {
+        Self {
+            business: advice.level.business(),
+            user: advice.level.user(),
+            share: advice.share_per_mille().map(|share| f64::from(share) / 1_000.0),
+            ttl_ms: advice.ttl.as_millis() as u64,
+        }
+    }
 }
 
 /// A request refused whole.
@@ -71,7 +83,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response<Body> {
         let fields =
             ErrorFields { code: self.code, reason: &self.reason, temporary: self.temporary };
-        let body = ErrorBody { error: fields, admission: Admission::OPEN };
+        let body = ErrorBody { error: fields, admission: Advice::OPEN.into() };
         let bytes = serde_json::to_vec(&body).unwrap_or_default();
         let mut response = json(self.status, bytes);
         if self.status == StatusCode::UNAUTHORIZED {

@@ -59,6 +59,7 @@ pub fn router(api: Shared) -> Router {
 pub fn route_name(method: &Method, path: &str) -> &'static str {
     match path {
         "/v1/ws" => "ws",
+        super::grpc::PUBLISH => "grpc",
         "/v1/openapi.json" => "openapi",
         "/" => "demo",
         _ if path == "/demo" || path.starts_with("/demo/") => "demo",
@@ -180,11 +181,10 @@ async fn publish(
         }
     }
     let pending = batch.hand_over();
-    let admission = pending.admission;
-    let verdicts = pending.verdicts(api.timeout).await?;
+    let (verdicts, admission) = pending.verdicts(api.timeout).await?;
     let results = parsed.events.iter().zip(verdicts);
     let results = results.map(|(event, verdict)| ResultBody::of(&event.id, verdict)).collect();
-    let answer = PublishAnswer { results, admission };
+    let answer = PublishAnswer { results, admission: admission.into() };
     Ok(json(StatusCode::OK, serde_json::to_vec(&answer).unwrap_or_default()))
 }
 

@@ -15,7 +15,7 @@ use http::{HeaderMap, StatusCode};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::answer::{Admission, ApiError};
+use super::answer::ApiError;
 use super::stats::EdgeStats;
 use crate::auth::{Authenticator, Grant, Role};
 use crate::clock::Clock;
@@ -23,10 +23,15 @@ use crate::engine::draft::Draft;
 use crate::engine::event::Event;
 use crate::engine::ids::{RoomId, Seq};
 use crate::engine::kind::Kinds;
+use crate::engine::admission::retry_after;
+use crate::engine::level::HourKey;
 use crate::engine::outcome::{Outcome, RETRY_AFTER_MS};
+use crate::engine::priority::{Advice, Priority};
 use crate::engine::time::Time;
 use crate::limits::{CallerLimits, Limited};
-use crate::shard::peers::{LocalShards, Origin};
+use crate::shard::peers::{
+    Answered, LocalShards, Message, Origin, Path as _, Placement as _, Standing,
+};
 
 /// What a request handler needs.
 pub struct Api {
@@ -155,21 +160,34 @@ pub struct Head<'a> {
     pub user: &'a str,
 }
 
-/// The admission level of a room's home, as it stood when a request came.
-struct Gate;
+/// How a room's home stood when a request came. The home judges for itself;
+/// what it would surely refuse is spared the way there.
+struct Gate {
+    standing: Standing,
+    advice: Advice,
+    hour: HourKey,
+    /// What was refused: the home counts it as demand.
+    shunned: Vec<Priority>,
+}
 
 impl Gate {
-    fn of(_api: &Api, _room: &RoomId, _now: Time) -> Self {
-        Self
+    fn of(api: &Api, room: &RoomId, now: Time) -> Self {
+        let (standing, advice) = (api.shards.standing(room), api.shards.advice(room));
+        Self { standing, advice, hour: api.shards.hour(now), shunned: Vec::new() }
     }
 
     /// When to come back, if the event does not pass.
-    fn refuses(&self, _head: &Head<'_>) -> Option<Duration> {
-        None
-    }
-
-    fn level(&self) -> Admission {
-        Admission::OPEN
+    fn refuses(&mut self, api: &Api, head: &Head<'_>) -> Option<Duration> {
+        if self.standing.level.is_open() || !self.standing.pressed {
+            return None;
+        }
+        let tier = api.kinds.tier(head.kind);
+        let priority = self.hour.priority(tier, head.user, head.id);
+        if self.standing.level.admits(priority) {
+            return None;
+        }
+        self.shunned.push(priority);
+        Some(retry_after(self.standing.load, rand::random()))
     }
 }
 
@@ -214,7 +232,7 @@ impl<'a> Batch<'a> {
             self.verdicts.push(Some(Verdict::temporary(code, reason, limited.retry_after)));
             return false;
         }
-        if let Some(retry_after) = self.gate.refuses(head) {
+        if let Some(retry_after) = self.gate.refuses(self.api, head) {
             let reason = "the server is overloaded and takes what matters more";
             self.verdicts.push(Some(Verdict::temporary("overloaded", reason, retry_after)));
             return false;
@@ -243,11 +261,22 @@ impl<'a> Batch<'a> {
     /// Sends the events to the room's home.
     #[must_use]
     pub fn hand_over(mut self) -> Pending {
-        let admission = self.gate.level();
+        let admission = self.gate.advice;
         let (reply, answer) = oneshot::channel();
+        let parsed = self.api.clock.now().since(self.now);
+        if !self.gate.shunned.is_empty() {
+            let message =
+                Message::Shunned { room: self.room.clone(), priorities: self.gate.shunned };
+            self.api.shards.send(self.api.shards.home_of(&self.room), message);
+        }
         let answer = if self.events.is_empty() {
             None
-        } else if self.api.shards.publish(self.room, self.events, Origin::Request(reply)).is_ok() {
+        } else if self
+            .api
+            .shards
+            .publish(self.room, self.events, parsed, Origin::Request(reply))
+            .is_ok()
+         {
             Some(answer)
         } else {
             for verdict in self.verdicts.iter_mut().filter(|verdict| verdict.is_none()) {
@@ -266,28 +295,34 @@ impl<'a> Batch<'a> {
 #[derive(Debug)]
 pub struct Pending {
     verdicts: Vec<Option<Verdict>>,
-    answer: Option<oneshot::Receiver<Vec<Outcome>>>,
+    answer: Option<oneshot::Receiver<Answered>>,
     /// The level to tell the caller.
-    pub admission: Admission,
+    pub admission: Advice,
 }
 
 impl Pending {
-    /// What became of each event, in the order of the request.
+    /// What became of each event, in the order of the request, and what the
+    /// home admits.
     ///
     /// # Errors
     /// The home did not answer within `limit`, or ends.
-    pub async fn verdicts(self, limit: Duration) -> Result<Vec<Verdict>, ApiError> {
+    pub async fn verdicts(mut self, limit: Duration) -> Result<(Vec<Verdict>, Advice), ApiError> {
         let outcomes = match self.answer {
-            Some(answer) => wait(limit, answer).await?,
+            Some(answer) => {
+                let answered = wait(limit, answer).await?;
+                self.admission = answered.advice;
+                answered.outcomes
+            }
             None => Vec::new(),
         };
         let mut outcomes = outcomes.into_iter();
         let verdicts = self.verdicts.into_iter();
         // Those that were no events have their verdict; the others are answered
         // in order.
-        Ok(verdicts
+        let verdicts = verdicts
             .filter_map(|verdict| verdict.or_else(|| outcomes.next().map(Into::into)))
-            .collect())
+            .collect();
+        Ok((verdicts, self.admission))
     }
 }
 

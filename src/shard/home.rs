@@ -10,13 +10,16 @@ use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::peers::{After, Asker, Events, Message, Origin, Path};
+use super::intake::{Intake, IntakeSettings};
+use super::peers::{After, Answered, Asker, Events, Message, Origin, Path};
 use super::stats::ShardStats;
+use crate::clock::Clock;
 use crate::engine::delivery::Cut;
 use crate::engine::event::{Event, Frame};
 use crate::engine::ids::{Epoch, ImportantNo, RoomId, Seq, ShardId};
 use crate::engine::level::LevelKey;
 use crate::engine::outcome::{Outcome, Refusal};
+use crate::engine::priority::Advice;
 use crate::engine::room::Room;
 use crate::engine::settings::RoomSettings;
 use crate::engine::stats::RoomStats;
@@ -32,6 +35,9 @@ const SNAPSHOT_AGE: Duration = Duration::from_millis(100);
 /// How often rooms without viewers and events are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Events numbered between two looks at the clock and at the rooms that are due.
+const BATCH: usize = 64;
+
 /// Important events one `pull` brings at most.
 const MAX_PULL: u64 = 200;
 
@@ -46,6 +52,8 @@ pub struct HomeSettings {
     pub max_rooms: usize,
     /// A room without viewers and events is forgotten after this.
     pub idle: Duration,
+    /// Of what stands in front of them.
+    pub intake: IntakeSettings,
     /// Seeds room epochs and user levels.
     pub seed: u128,
 }
@@ -72,6 +80,8 @@ struct Subscriber {
 pub struct Homes {
     settings: HomeSettings,
     level_key: LevelKey,
+    /// What stands in front of the rooms.
+    pub intake: Intake,
     rooms: HashMap<RoomId, HomeRoom>,
     timers: BinaryHeap<Reverse<(Time, RoomId)>>,
     dirty: Vec<RoomId>,
@@ -86,6 +96,7 @@ impl Homes {
     pub fn new(settings: HomeSettings, now: Time) -> Self {
         Self {
             level_key: LevelKey::from_seed(settings.seed),
+            intake: Intake::new(settings.intake.clone(), now),
             settings,
             rooms: HashMap::new(),
             timers: BinaryHeap::new(),
@@ -96,39 +107,71 @@ impl Homes {
         }
     }
 
-    /// Numbers and merges events, and answers whoever sent them.
+    /// Takes events in, to be numbered when it is their turn.
     pub fn publish(
         &mut self,
         id: &RoomId,
         events: Vec<Event>,
+        parsed: Duration,
         origin: Origin,
         path: &dyn Path,
         now: Time,
     ) {
-        let ids: Vec<Arc<str>> = match origin {
-            Origin::Viewer(_) => events.iter().map(|e| Arc::clone(&e.id)).collect(),
-            Origin::Request(_) | Origin::Nobody => Vec::new(),
-        };
-        let outcomes: Vec<Outcome> = match self.open(id, now) {
-            Some(home) => events.into_iter().map(|e| home.room.publish(e, now)).collect(),
-            None => {
-                let refused = Refusal::TooManyRooms;
-                self.forgotten.refused[refused.index()] += events.len() as u64;
-                vec![Outcome::Rejected(refused); events.len()]
+        let room = self.rooms.get(id).map(|home| &home.room);
+        let viewers =
+            |event: &Event| room.map_or(0, |room| room.viewers_of_a_flush(event.kind.lane));
+        self.intake.offer(id, events, origin, parsed, viewers, now);
+        self.answer(path);
+    }
+
+    /// Numbers and merges what waits, for about `slice`.
+    pub fn work(&mut self, path: &dyn Path, stats: &mut ShardStats, clock: Clock, slice: Duration) {
+        let begun = clock.now();
+        let mut now = begun;
+        while now.since(begun) < slice {
+            let mut done = 0;
+            while done < BATCH
+                && let Some(queued) = self.intake.next(now)
+            {
+                let key = queued.key();
+                let outcome = match self.open(&queued.room, now) {
+                    Some(home) => home.room.publish(queued.event, now),
+                    None => {
+                        let refused = Refusal::TooManyRooms;
+                        self.intake.refused[refused.index()] += 1;
+                        Outcome::Rejected(refused)
+                    }
+                };
+                self.mark_dirty(&queued.room);
+                self.intake.done(key, outcome);
+                done += 1;
             }
-        };
-        self.mark_dirty(id);
-        match origin {
-            // A requester that gave up does not hear the answer.
-            Origin::Request(reply) => drop(reply.send(outcomes)),
-            Origin::Viewer(asker) => {
-                for (id, outcome) in ids.iter().zip(outcomes) {
-                    let bytes = message(asker.format, &outcome_message(id, &outcome));
-                    let direct = Message::Direct { viewer: asker.viewer, bytes };
-                    path.send(asker.shard, direct);
+            self.answer(path);
+            // What is enough for a frame leaves now, not when all is taken in.
+            self.flush_dirty(path, stats, now);
+            let after = clock.now();
+            self.intake.cost.processed(done, after.since(now));
+            now = after;
+            if done < BATCH {
+                break;
+            }
+        }
+    }
+
+    fn answer(&mut self, path: &dyn Path) {
+        for reply in self.intake.take_replies() {
+            match reply.origin {
+                // A requester that gave up does not hear the answer.
+                Origin::Request(sender) => drop(sender.send(reply.answer)),
+                Origin::Viewer(asker) => {
+                    let Answered { outcomes, advice } = reply.answer;
+                    for (id, outcome) in reply.ids.iter().zip(outcomes) {
+                        let bytes = message(asker.format, &outcome_message(id, &outcome, advice));
+                        path.send(asker.shard, Message::Direct { viewer: asker.viewer, bytes });
+                    }
                 }
+                Origin::Nobody => {}
             }
-            Origin::Nobody => {}
         }
     }
 
@@ -197,6 +240,7 @@ impl Homes {
                 reason: "some of the important events asked for are no longer held",
                 temporary: false,
                 room: Some(id.as_str()),
+                retry_after_ms: None,
             };
             send(message(asker.format, &error));
         }
@@ -246,7 +290,7 @@ impl Homes {
     #[must_use]
     pub fn next_deadline(&self) -> Time {
         let timer = self.timers.peek().map_or(self.next_sweep, |Reverse((at, _))| *at);
-        timer.min(self.next_sweep)
+        timer.min(self.next_sweep).min(self.intake.next_deadline())
     }
 
     /// Flushes the rooms that are due.
@@ -262,12 +306,19 @@ impl Homes {
                 self.mark_dirty(&id);
             }
         }
-        for id in std::mem::take(&mut self.dirty) {
-            self.pump(&id, path, stats, now, false);
-        }
+        self.flush_dirty(path, stats, now);
         if self.next_sweep <= now {
             self.sweep(now);
         }
+    }
+
+    fn flush_dirty(&mut self, path: &dyn Path, stats: &mut ShardStats, now: Time) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for id in dirty.drain(..) {
+            self.pump(&id, path, stats, now, false);
+        }
+        // Nothing becomes dirty while rooms are pumped.
+        self.dirty = dirty;
     }
 
     /// Flushes every room that has anything pending, due or not.
@@ -287,7 +338,11 @@ impl Homes {
     /// Adds what the rooms counted.
     pub fn count(&self, stats: &mut ShardStats) {
         stats.rooms = self.forgotten.clone();
+        for (sum, refused) in stats.rooms.refused.iter_mut().zip(self.intake.refused) {
+            *sum += refused;
+        }
         stats.open_rooms = self.rooms.len() as u64;
+        self.intake.count(stats);
         stats.room_bytes = 0;
         for home in self.rooms.values() {
             stats.rooms.absorb(home.room.stats());
@@ -336,8 +391,10 @@ impl Homes {
         at_once: bool,
     ) {
         let compression = self.settings.compression;
+        let strain = self.intake.ladder().rung().strain();
         let Some(home) = self.rooms.get_mut(id) else { return };
         home.dirty = false;
+        home.room.set_strain(strain);
         // A room without viewers may flush several times here: nobody holds up
         // its next frame.
         loop {
@@ -349,9 +406,10 @@ impl Homes {
             }
             home.room.frame_out(now);
         }
+        // A strain that has grown moves the flush back, one that has gone forward.
         let next = home.room.next_flush();
         if let Some(at) = next
-            && home.scheduled.is_none_or(|scheduled| at < scheduled)
+            && home.scheduled != Some(at)
         {
             home.scheduled = Some(at);
             self.timers.push(Reverse((at, id.clone())));
@@ -428,16 +486,23 @@ fn epoch(now: Time, opened: u64, seed: u64) -> Epoch {
 
 /// What a viewer hears of its own event.
 #[must_use]
-pub fn outcome_message<'a>(id: &'a str, outcome: &Outcome) -> ServerMessage<'a> {
+pub fn outcome_message<'a>(
+    id: &'a str,
+    outcome: &Outcome,
+    advice: Advice,
+) -> ServerMessage<'a> {
+    // Most of the time there is nothing to say, and viewers are many.
+    let admission = (!advice.level.is_open()).then_some(advice);
     match outcome {
         Outcome::Accepted { seq } | Outcome::Duplicate { seq } => {
-            ServerMessage::Accepted { id, seq: *seq }
+            ServerMessage::Accepted { id, seq: *seq, admission }
         }
         Outcome::Rejected(refusal) => ServerMessage::Rejected {
             id,
             code: refusal.code(),
             reason: refusal_reason(*refusal),
             retry_after_ms: refusal.retry_after_ms().map(u64::from),
+            admission,
         },
     }
 }

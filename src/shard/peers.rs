@@ -6,7 +6,8 @@
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -15,7 +16,11 @@ use super::connection::ViewerKey;
 use super::stats::ShardStats;
 use crate::engine::event::{Event, Numbered};
 use crate::engine::ids::{Epoch, ImportantNo, RoomId, Seq, ShardId};
+use crate::engine::ladder::Rung;
+use crate::engine::level::{HourKey, LevelKey};
 use crate::engine::outcome::Outcome;
+use crate::engine::priority::{AdmissionLevel, Advice, Priority};
+use crate::engine::time::Time;
 use crate::wire::Format;
 use crate::wire::shared::{SharedFrame, SharedSnapshot};
 
@@ -28,8 +33,18 @@ pub enum Message {
         room: RoomId,
         /// In order.
         events: Vec<Event>,
+        /// What reading them took.
+        parsed: Duration,
         /// Who waits for the outcome.
         origin: Origin,
+    },
+    /// To the home: these were refused on its behalf before they were decoded.
+    /// They are part of the demand all the same.
+    Shunned {
+        /// Where they were to go.
+        room: RoomId,
+        /// What they were.
+        priorities: Vec<Priority>,
     },
     /// To the home: this shard has viewers waiting to join; send a snapshot now
     /// and every frame from here on.
@@ -104,6 +119,10 @@ pub enum Message {
         /// Who asks.
         reply: oneshot::Sender<Option<Events>>,
     },
+    /// An operator decides otherwise.
+    Override(Override, oneshot::Sender<Result<(), &'static str>>),
+    /// What stands in front of the rooms, for an operator.
+    ReadAdmission(oneshot::Sender<Box<AdmissionView>>),
     /// Count yourself.
     Stats(oneshot::Sender<ShardStats>),
     /// First step of a drain: take no new viewers, flush every room. Answered
@@ -114,15 +133,65 @@ pub enum Message {
     Leave(oneshot::Sender<()>),
 }
 
+/// What an operator can decide instead of the server.
+#[derive(Debug, Clone)]
+pub enum Override {
+    /// Admit up to this level and no further, or as computed again.
+    Pin(Option<AdmissionLevel>),
+    /// Refuse a kind in a room until this time; a past time ends it.
+    Silence {
+        /// Which room.
+        room: RoomId,
+        /// Which kind.
+        kind: Arc<str>,
+        /// How long.
+        until: Time,
+    },
+    /// Let new joins wait, or in again.
+    HoldJoins(bool),
+}
+
+/// Where a shard's intake stands.
+#[derive(Debug, Clone)]
+pub struct AdmissionView {
+    /// Level in force.
+    pub level: AdmissionLevel,
+    /// An operator's.
+    pub pinned: bool,
+    /// What is given up.
+    pub rung: Rung,
+    /// An operator holds joins.
+    pub joins_held: bool,
+    /// Joins waiting.
+    pub joins_waiting: usize,
+    /// Events waiting.
+    pub waiting: usize,
+    /// Mean queueing time of the last window.
+    pub queueing: Duration,
+    /// Work that arrived in it, as a multiple of the capacity.
+    pub load: f64,
+    /// Silenced kinds, and until when.
+    pub silenced: Vec<(RoomId, Arc<str>, Time)>,
+}
+
 /// Who waits for a publish's outcome.
 #[derive(Debug)]
 pub enum Origin {
     /// A request.
-    Request(oneshot::Sender<Vec<Outcome>>),
+    Request(oneshot::Sender<Answered>),
     /// A viewer.
     Viewer(Asker),
     /// Nobody.
     Nobody,
+}
+
+/// What became of a request's events.
+#[derive(Debug, Clone)]
+pub struct Answered {
+    /// In order.
+    pub outcomes: Vec<Outcome>,
+    /// What the room's home admits at present.
+    pub advice: Advice,
 }
 
 /// A viewer on some shard.
@@ -179,6 +248,8 @@ pub trait Path: Send + Sync {
 pub struct LocalShards {
     mailboxes: Vec<Mailbox>,
     hasher: foldhash::fast::FixedState,
+    level_key: LevelKey,
+    level_ttl: Duration,
 }
 
 #[derive(Debug)]
@@ -187,6 +258,38 @@ struct Mailbox {
     /// Events from outside not yet numbered. Shared, but only counted.
     queued: Arc<AtomicUsize>,
     limit: usize,
+    /// The home's [`Standing`], packed.
+    standing: AtomicU64,
+}
+
+/// How the home of some rooms stands, as every shard can see it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Standing {
+    /// What it admits.
+    pub level: AdmissionLevel,
+    /// Events wait there: what the level does not admit will not get in by luck.
+    pub pressed: bool,
+    /// Work that arrived lately, as a multiple of its capacity.
+    pub load: f64,
+}
+
+impl Standing {
+    /// Open, at rest.
+    pub const OPEN: Standing =
+        Standing { level: AdmissionLevel::OPEN, pressed: false, load: 0.0 };
+
+    fn pack(self) -> u64 {
+        let load = (self.load * 100.0).clamp(0.0, f64::from(u16::MAX)) as u64;
+        u64::from(self.level.to_bits()) | load << 32 | u64::from(self.pressed) << 48
+    }
+
+    fn unpack(bits: u64) -> Self {
+        Self {
+            level: AdmissionLevel::from_bits(bits as u32),
+            pressed: bits >> 48 & 1 == 1,
+            load: (bits >> 32 & 0xffff) as f64 / 100.0,
+        }
+    }
 }
 
 /// The receiving end of a shard's mailbox.
@@ -210,24 +313,32 @@ pub struct MailboxFull;
 
 impl LocalShards {
     /// Mailboxes for `count` shards that take at most `limit` events each from
-    /// outside, and their receiving ends.
+    /// outside, and their receiving ends. `level_key` gives user levels, and
+    /// callers may hold an admission level for `level_ttl`.
     #[must_use]
-    pub fn new(count: u16, limit: usize) -> (Arc<Self>, Vec<Inbox>) {
+    pub fn new(
+        count: u16,
+        limit: usize,
+        level_key: LevelKey,
+        level_ttl: Duration,
+    ) -> (Arc<Self>, Vec<Inbox>) {
         let (mailboxes, inboxes) = (0..count)
             .map(|_| {
                 let (sender, receiver) = mpsc::unbounded_channel();
                 let queued = Arc::new(AtomicUsize::new(0));
-                let mailbox = Mailbox { sender, queued: Arc::clone(&queued), limit };
+                let standing = AtomicU64::new(Standing::OPEN.pack());
+                let mailbox = Mailbox { sender, queued: Arc::clone(&queued), limit, standing };
                 (mailbox, Inbox { receiver, queued })
             })
             .unzip();
         // Every start places rooms alike; nothing hostile is gained by knowing
         // which shard that is, for a room's name is the publisher's to choose.
         let hasher = foldhash::fast::FixedState::with_seed(0x7469_6465);
-        (Arc::new(Self { mailboxes, hasher }), inboxes)
+        (Arc::new(Self { mailboxes, hasher, level_key, level_ttl }), inboxes)
     }
 
-    /// Hands events to their room's home, or refuses them all.
+    /// Hands events to their room's home, or refuses them all. `parsed`: what
+    /// reading them took.
     ///
     /// # Errors
     /// [`MailboxFull`]; the events are gone, which their publisher learns.
@@ -235,6 +346,7 @@ impl LocalShards {
         &self,
         room: RoomId,
         events: Vec<Event>,
+        parsed: Duration,
         origin: Origin,
     ) -> Result<(), MailboxFull> {
         let home = self.home_of(&room);
@@ -244,8 +356,42 @@ impl LocalShards {
             mailbox.queued.fetch_sub(events.len(), Ordering::Relaxed);
             return Err(MailboxFull);
         }
-        self.send(home, Message::Publish { room, events, origin });
+        self.send(home, Message::Publish { room, events, parsed, origin });
         Ok(())
+    }
+
+    /// What the home of a room admits at present. Its answer to a publish is
+    /// more exact: that knows how much the room uses.
+    #[must_use]
+    pub fn advice(&self, room: &RoomId) -> Advice {
+        Advice { level: self.standing(room).level, ttl: self.level_ttl }
+    }
+
+    /// How the home of a room stands.
+    #[must_use]
+    pub fn standing(&self, room: &RoomId) -> Standing {
+        let home = usize::from(self.home_of(room).0);
+        Standing::unpack(self.mailboxes[home].standing.load(Ordering::Relaxed))
+    }
+
+    /// The tightest level of all shards, for answers that concern no room.
+    #[must_use]
+    pub fn tightest_advice(&self) -> Advice {
+        let standings = self.mailboxes.iter().map(|mailbox| mailbox.standing.load(Ordering::Relaxed));
+        let level = standings.map(|bits| Standing::unpack(bits).level).min();
+        Advice { level: level.unwrap_or_default(), ttl: self.level_ttl }
+    }
+
+    /// A shard tells how it stands.
+    pub fn set_standing(&self, shard: ShardId, standing: Standing) {
+        let mailbox = &self.mailboxes[usize::from(shard.0)];
+        mailbox.standing.store(standing.pack(), Ordering::Relaxed);
+    }
+
+    /// What priorities rest on.
+    #[must_use]
+    pub fn hour(&self, now: Time) -> HourKey {
+        self.level_key.hour(now)
     }
 
     /// Shards there are.
@@ -282,7 +428,8 @@ mod tests {
     use crate::engine::event::Payload;
     use crate::engine::ids::Tier;
     use crate::engine::kind::{Kind, Lane, Merge};
-    use crate::engine::time::Time;
+
+    const KEY: LevelKey = LevelKey::from_seed(1);
 
     fn event() -> Event {
         let kind = Kind {
@@ -309,7 +456,7 @@ mod tests {
 
     #[test]
     fn rooms_spread_over_all_shards() {
-        let (shards, _inboxes) = LocalShards::new(4, 10);
+        let (shards, _inboxes) = LocalShards::new(4, 10, KEY, Duration::ZERO);
         let mut counts = [0; 4];
         for i in 0..4_000 {
             let room = RoomId::new(&format!("room-{i}")).expect("valid");
@@ -319,11 +466,21 @@ mod tests {
     }
 
     #[test]
+    fn a_standing_survives_its_packing() {
+        let level = AdmissionLevel::inside(3 * 128 + 5, 0.5);
+        let standing = Standing { level, pressed: true, load: 3.25 };
+        assert_eq!(Standing::unpack(standing.pack()), standing);
+        assert_eq!(Standing::unpack(Standing::OPEN.pack()), Standing::OPEN);
+        let beyond = Standing { load: 1e9, ..standing };
+        assert!(Standing::unpack(beyond.pack()).load > 600.0);
+    }
+
+    #[test]
     fn a_full_mailbox_refuses_and_an_emptied_one_accepts() {
-        let (shards, inboxes) = LocalShards::new(1, 3);
+        let (shards, inboxes) = LocalShards::new(1, 3, KEY, Duration::ZERO);
         let room = RoomId::new("r").expect("valid");
         let events = |n: usize| -> Vec<Event> { (0..n).map(|_| event()).collect() };
-        let publish = |n| shards.publish(room.clone(), events(n), Origin::Nobody);
+        let publish = |n| shards.publish(room.clone(), events(n), Duration::ZERO, Origin::Nobody);
         assert_eq!(publish(2), Ok(()));
         assert_eq!(publish(2), Err(MailboxFull));
         assert_eq!(shards.queued(0), 2);

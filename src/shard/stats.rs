@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use crate::engine::admission::AdmissionStats;
+use crate::engine::ladder::Rung;
+use crate::engine::priority::AdmissionLevel;
 use crate::engine::stats::RoomStats;
 use crate::wire::Format;
 use crate::wire::close::CloseReason;
@@ -60,8 +63,16 @@ impl Histogram {
 }
 
 /// Outcome of a join.
-pub const JOIN_RESULTS: [&str; 6] =
-    ["joined", "bad_token", "forbidden_room", "too_many_rooms", "already_joined", "refused"];
+pub const JOIN_RESULTS: [&str; 8] = [
+    "joined",
+    "held",
+    "bad_token",
+    "forbidden_room",
+    "too_many_rooms",
+    "already_joined",
+    "overloaded",
+    "refused",
+];
 
 /// Why a viewer's own publish never reached a room.
 pub const PUBLISH_REFUSALS: [&str; 7] = [
@@ -123,8 +134,41 @@ pub struct ShardStats {
     pub joins: [u64; JOIN_RESULTS.len()],
     /// Viewers' publishes refused before they reached a room.
     pub publish_refused: [u64; PUBLISH_REFUSALS.len()],
+    /// Joins waiting in line.
+    pub joins_waiting: u64,
+    /// From the socket to the room, for events.
+    pub queueing: Histogram,
+    /// What stands in front of the rooms.
+    pub intake: IntakeStats,
     /// Time spent working, in microseconds.
     pub busy_micros: u64,
+}
+
+/// Where a shard's intake stands, and what it did.
+#[derive(Debug, Clone, Default)]
+pub struct IntakeStats {
+    /// What became of events, by tier.
+    pub admission: AdmissionStats,
+    /// Level in force.
+    pub level: AdmissionLevel,
+    /// The level is an operator's.
+    pub pinned: bool,
+    /// What is given up.
+    pub rung: Rung,
+    /// Events waiting.
+    pub waiting: u64,
+    /// Time that what waits will take, in microseconds.
+    pub backlog_micros: u64,
+    /// Work that arrived in the last window, as a multiple of the capacity.
+    pub load: f64,
+    /// Work per busy microsecond, by the estimates.
+    pub capacity: f64,
+    /// Microseconds to take an event in.
+    pub event_micros: f64,
+    /// Microseconds of a write of 512 bytes.
+    pub write_micros: f64,
+    /// Rooms that yield to others.
+    pub rooms_beyond_share: u64,
 }
 
 impl Default for ShardStats {
@@ -153,6 +197,9 @@ impl Default for ShardStats {
             messages: [0; ClientMessage::NAMES.len()],
             joins: [0; JOIN_RESULTS.len()],
             publish_refused: [0; PUBLISH_REFUSALS.len()],
+            joins_waiting: 0,
+            queueing: Histogram::new(AGE_BOUNDS),
+            intake: IntakeStats::default(),
             busy_micros: 0,
         }
     }

@@ -13,6 +13,7 @@ use super::peers::{Message, Origin, Path as _, Placement as _};
 use super::room::LocalRoom;
 use super::stats::{JOIN_RESULTS, count};
 use crate::engine::event::Event;
+use crate::engine::outcome::RETRY_AFTER_MS;
 use crate::engine::ids::{ImportantNo, RoomId};
 use crate::engine::time::Time;
 use crate::wire::close::CloseReason;
@@ -28,6 +29,52 @@ pub enum JoinError {
     TooManyRooms,
     /// It joined another room as somebody else.
     OtherUser,
+    /// The shard is overloaded and lets nobody in.
+    Overloaded {
+        /// When to try again.
+        retry_after: Duration,
+    },
+}
+
+impl JoinError {
+    /// Code on the wire.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            JoinError::AlreadyJoined => "already_joined",
+            JoinError::TooManyRooms => "too_many_rooms",
+            JoinError::OtherUser => "other_user",
+            JoinError::Overloaded { .. } => "overloaded",
+        }
+    }
+
+    /// For people.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            JoinError::AlreadyJoined => "this connection is in the room already",
+            JoinError::TooManyRooms => "this connection is in as many rooms as it may be",
+            JoinError::OtherUser => "this connection joined another room as another user",
+            JoinError::Overloaded { .. } => "the server lets nobody in at the moment",
+        }
+    }
+
+    /// When another try may succeed.
+    #[must_use]
+    pub const fn retry_after(self) -> Option<Duration> {
+        match self {
+            JoinError::Overloaded { retry_after } => Some(retry_after),
+            _ => None,
+        }
+    }
+
+    /// Name in [`JOIN_RESULTS`].
+    pub(super) const fn counter(self) -> &'static str {
+        match self {
+            JoinError::OtherUser => "refused",
+            other => other.code(),
+        }
+    }
 }
 
 /// Whether a viewer may say something now.
@@ -69,11 +116,27 @@ impl Shard {
         Speech::TooFast(Duration::from_millis(millis))
     }
 
-    /// A viewer joins a room; `joined` follows when the snapshot is there.
+    /// A viewer joins a room; `joined` follows when the snapshot is there, and
+    /// under overload when the line has moved on, or a refusal.
     ///
     /// # Errors
     /// [`JoinError`]; nothing has changed then.
     pub fn join(
+        &mut self,
+        key: ViewerKey,
+        room: &RoomId,
+        user: &Arc<str>,
+        speaker: Speaker,
+    ) -> Result<(), JoinError> {
+        // Nobody overtakes those in line.
+        if self.homes.intake.ladder().holds_joins() || self.held.len() > 0 {
+            let now = self.clock.now();
+            return self.hold_join(key, room, user, speaker, now);
+        }
+        self.enter(key, room, user, speaker)
+    }
+
+    pub(super) fn enter(
         &mut self,
         key: ViewerKey,
         room: &RoomId,
@@ -141,7 +204,7 @@ impl Shard {
     /// Returns false when the home's mailbox is full.
     pub fn publish(&mut self, key: ViewerKey, room: RoomId, event: Event) -> bool {
         let Some(asker) = self.asker(key) else { return true };
-        self.peers.publish(room, vec![event], Origin::Viewer(asker)).is_ok()
+        self.peers.publish(room, vec![event], Duration::ZERO, Origin::Viewer(asker)).is_ok()
     }
 
     /// A viewer wants important events again.
@@ -255,6 +318,7 @@ impl Shard {
                 reason: "the server has as many rooms open as it may have",
                 temporary: true,
                 room: Some(id.as_str()),
+                retry_after_ms: Some(u64::from(RETRY_AFTER_MS)),
             };
             self.reply(key, &error);
         }

@@ -11,7 +11,7 @@ use crate::engine::kind::Kinds;
 use crate::limits::{CallerLimits, ClientTypes};
 use crate::shard::connection::{Speaker, ViewerKey};
 use crate::shard::stats::{JOIN_RESULTS, PUBLISH_REFUSALS, count};
-use crate::shard::{JoinError, Shard, Speech};
+use crate::shard::{Shard, Speech};
 use crate::transport::websocket::decode::Inbound;
 use crate::transport::websocket::reader::Listener;
 use crate::wire::close::CloseReason;
@@ -100,22 +100,9 @@ impl Session {
         };
         let any_kind = grant.role != Role::Viewer;
         let speaker = Speaker { any_kind, client: self.clients.number(grant.client_type()) };
-        let (code, counter, reason) = match shard.join(key, &id, &grant.user, speaker) {
-            Ok(()) => return,
-            Err(JoinError::AlreadyJoined) => {
-                ("already_joined", "already_joined", "this connection is in the room already")
-            }
-            Err(JoinError::TooManyRooms) => (
-                "too_many_rooms",
-                "too_many_rooms",
-                "this connection is in as many rooms as it may be",
-            ),
-            Err(JoinError::OtherUser) => {
-                ("other_user", "refused", "this connection joined another room as another user")
-            }
-        };
-        count(&mut shard.stats.joins, &JOIN_RESULTS, counter);
-        error(shard, key, code, reason, false, Some(room));
+        if let Err(refused) = shard.join(key, &id, &grant.user, speaker) {
+            shard.refuse_join(key, &id, refused);
+        }
     }
 
     fn publish(&mut self, shard: &mut Shard, key: ViewerKey, said: &ClientEvent) {
@@ -201,7 +188,8 @@ fn error(
     temporary: bool,
     room: Option<&str>,
 ) {
-    shard.reply(key, &ServerMessage::Error { code, reason, temporary, room });
+    let retry_after_ms = None;
+    shard.reply(key, &ServerMessage::Error { code, reason, temporary, room, retry_after_ms });
 }
 
 fn reject(
@@ -215,5 +203,6 @@ fn reject(
     let counter = if PUBLISH_REFUSALS.contains(&code) { code } else { "bad_event" };
     count(&mut shard.stats.publish_refused, &PUBLISH_REFUSALS, counter);
     let retry_after_ms = retry.map(|wait| wait.as_millis() as u64);
-    shard.reply(key, &ServerMessage::Rejected { id, code, reason, retry_after_ms });
+    let admission = None;
+    shard.reply(key, &ServerMessage::Rejected { id, code, reason, retry_after_ms, admission });
 }

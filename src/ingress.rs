@@ -1,6 +1,8 @@
-//! How events come in from upstream services, and how rooms are read: by HTTP.
+//! How events come in from upstream services, by HTTP and gRPC, and how rooms
+//! are read.
 
 pub mod answer;
+pub mod grpc;
 pub mod http;
 pub mod intake;
 pub mod stats;

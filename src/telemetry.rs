@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::engine::kind::Lane;
 use crate::engine::outcome::Refusal;
 use crate::engine::stats::DropReason;
-use crate::ingress::stats::{EdgeStats, HANDSHAKES, REFUSALS, ROUTES, STATUSES};
+use crate::ingress::stats::{EdgeStats, GRPC_RESULTS, HANDSHAKES, REFUSALS, ROUTES, STATUSES};
 use crate::shard::stats::{Histogram, JOIN_RESULTS, PUBLISH_REFUSALS, ShardStats};
 use crate::wire::Format;
 use crate::wire::close::CloseReason;
@@ -63,6 +63,7 @@ pub fn render(scrape: &Scrape<'_>) -> String {
     fanout(&mut text, &total);
     viewers(&mut text, &total);
     connections(&mut text, &total, scrape.edges);
+    grpc(&mut text, scrape.edges);
     shards(&mut text, scrape);
     process(&mut text, scrape);
     text.out
@@ -296,6 +297,17 @@ fn connections(text: &mut Text, total: &ShardStats, edges: &[&EdgeStats]) {
             text.sample(name, &[("route", route), ("status", status)], count as f64);
         }
     }
+}
+
+fn grpc(text: &mut Text, edges: &[&EdgeStats]) {
+    let open: u64 = edges.iter().map(|edge| load(&edge.grpc_streams)).sum();
+    text.gauge("tidegate_grpc_streams", "Open gRPC streams of publishers.", open as f64);
+    let results = GRPC_RESULTS
+        .iter()
+        .enumerate()
+        .map(|(i, result)| (*result, edges.iter().map(|edge| load(&edge.grpc_requests[i])).sum()));
+    let help = "Requests on gRPC streams, by what they were answered with.";
+    text.by(("tidegate_grpc_requests_total", "result"), help, results);
 }
 
 fn shards(text: &mut Text, scrape: &Scrape<'_>) {

@@ -4,8 +4,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Routes, as metrics name them.
-pub const ROUTES: [&str; 7] =
-    ["events_post", "events_get", "room", "openapi", "demo", "ws", "other"];
+pub const ROUTES: [&str; 8] =
+    ["events_post", "events_get", "room", "openapi", "demo", "ws", "grpc", "other"];
 
 /// HTTP status classes, as metrics name them.
 pub const STATUSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
@@ -22,7 +22,7 @@ pub const HANDSHAKES: [&str; 7] = [
 ];
 
 /// Why an event was refused before it reached a room.
-pub const REFUSALS: [&str; 10] = [
+pub const REFUSALS: [&str; 11] = [
     "bad_id",
     "bad_kind",
     "bad_user",
@@ -30,10 +30,15 @@ pub const REFUSALS: [&str; 10] = [
     "bad_amount",
     "forbidden_kind",
     "bad_payload",
+    "bad_event",
     "busy",
     "client_limited",
     "application_limited",
 ];
+
+/// What requests of gRPC streams were answered with, as metrics name it.
+pub const GRPC_RESULTS: [&str; 6] =
+    ["answered", "bad_room", "forbidden_room", "too_many_events", "request_timeout", "draining"];
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
@@ -50,6 +55,10 @@ pub struct EdgeStats {
     pub requests: [[AtomicU64; STATUSES.len()]; ROUTES.len()],
     /// By [`REFUSALS`].
     pub refused: [AtomicU64; REFUSALS.len()],
+    /// gRPC streams that are open.
+    pub grpc_streams: AtomicU64,
+    /// By [`GRPC_RESULTS`].
+    pub grpc_requests: [AtomicU64; GRPC_RESULTS.len()],
 }
 
 impl EdgeStats {
@@ -63,6 +72,11 @@ impl EdgeStats {
     /// Counts a handshake.
     pub fn handshake(&self, outcome: &str) {
         self.handshakes[position(&HANDSHAKES, outcome)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts an answered request of a gRPC stream.
+    pub fn grpc_request(&self, result: &str) {
+        self.grpc_requests[position(&GRPC_RESULTS, result)].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts a refused event.

@@ -7,10 +7,15 @@
 //! that has had [`GRACE`] gives way: a storm of honest clients, who need
 //! milliseconds, waits its turn, and a thousand silent connections shut nobody
 //! out.
+//!
+//! HTTP/1.1 and HTTP/2 with prior knowledge share the port ([`preface`] tells
+//! them apart) and all of these rules. On HTTP/2 the connection and each open
+//! gRPC stream take a place of an HTTP connection.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::future::Future;
 use std::net::TcpStream as StdStream;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -19,22 +24,25 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{Method, Request, Response, StatusCode};
+use axum::http::{Method, Request, Response, StatusCode, Version};
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
+use super::preface::{self, Prefixed};
 use crate::clock::Clock;
 use crate::engine::time::Time;
 use crate::ingress::answer::ApiError;
+use crate::ingress::grpc;
 use crate::ingress::http::{error_response, route_name, secure};
+use crate::ingress::intake::Api;
 use crate::ingress::stats::EdgeStats;
 use crate::transport::websocket::handshake::{self, Policy};
 use crate::wire::Format;
@@ -48,6 +56,32 @@ pub const GRACE: Duration = Duration::from_secs(1);
 const GIVE_WAY_PAUSE: Duration = Duration::from_millis(50);
 /// Pause after the kernel had no descriptor for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Unread bytes that one HTTP/2 stream, and one connection with all its streams,
+/// may have under way: what a caller can send before anything is taken from it.
+/// Four streams at full rate share a connection's window; over a path of 20 ms it
+/// still carries 50 MB/s.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Largest HTTP/2 frame taken, the smallest that may be asked for (RFC 9113,
+/// section 6.5.2): a large one only delays others on its connection.
+const FRAME_BYTES: u32 = 16 * 1024;
+/// Bytes of answers that hyper holds per HTTP/2 stream before it stops asking
+/// for more.
+const SEND_BUFFER: usize = 64 * 1024;
+/// A silent HTTP/2 peer is asked this often whether it is there, and has as long
+/// again to answer.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+/// Streams that a peer opens and resets before anybody has looked at them, and
+/// resets that its errors provoke, before the connection is closed: CVE-2023-44487
+/// and RUSTSEC-2024-0003. The first are the defaults of h2, the second a tenth of
+/// hyper's: nobody who means well makes a hundred errors.
+const RESET_STREAMS: usize = 20;
+const ERROR_RESETS: usize = 100;
+/// Longest that streams have at the end of a drain to hear of it.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// Pause between two looks whether they have.
+const GOODBYE_PAUSE: Duration = Duration::from_millis(10);
 
 /// A socket whose upgrade is complete.
 #[derive(Debug)]
@@ -66,8 +100,12 @@ pub struct Edge {
     pub policy: Policy,
     /// Path of the upgrade.
     pub upgrade_path: &'static str,
-    /// Everything but the upgrade.
+    /// Everything but the upgrade and gRPC.
     pub router: Router,
+    /// What gRPC needs.
+    pub api: Arc<Api>,
+    /// Requests at once on one HTTP/2 connection.
+    pub max_streams: u32,
     /// Counters.
     pub stats: Arc<EdgeStats>,
     /// The first request must be read within this.
@@ -80,6 +118,10 @@ pub struct Edge {
     pub arrivals: mpsc::UnboundedSender<Arrival>,
     /// Set in a drain: publishers are sent away.
     pub draining: Arc<AtomicBool>,
+    /// The same for those who wait for it: streams.
+    pub leaving: watch::Sender<bool>,
+    /// HTTP/2 connections.
+    pub http2: Cell<usize>,
     /// Viewers of the shard, kept by its worker.
     pub viewers: Cell<usize>,
     /// Connections that are not viewers yet, or never will be.
@@ -95,11 +137,24 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// Closes the listening socket.
+    /// Closes the listening socket, and tells streams to end.
     pub fn stop_accepting(&self) {
+        self.leaving.send_replace(true);
         if let Some(task) = self.accepting.borrow_mut().take() {
             task.abort();
         }
+    }
+}
+
+/// Waits until every HTTP/2 connection has said goodbye, but not for ever.
+pub async fn finish(edge: &Edge) {
+    let all = async {
+        while edge.http2.get() > 0 {
+            tokio::time::sleep(GOODBYE_PAUSE).await;
+        }
+    };
+    if tokio::time::timeout(GOODBYE, all).await.is_err() {
+        debug!(connections = edge.http2.get(), "HTTP/2 connections are cut");
     }
 }
 
@@ -214,6 +269,22 @@ impl Drop for Counted {
     }
 }
 
+/// Counts an HTTP/2 connection, for as long as it lives.
+struct Http2(Rc<Edge>);
+
+impl Http2 {
+    fn new(edge: &Rc<Edge>) -> Self {
+        edge.http2.set(edge.http2.get() + 1);
+        Self(Rc::clone(edge))
+    }
+}
+
+impl Drop for Http2 {
+    fn drop(&mut self) {
+        self.0.http2.set(self.0.http2.get() - 1);
+    }
+}
+
 /// What a connection's requests leave behind for the connection.
 #[derive(Default)]
 struct Outcome {
@@ -222,13 +293,37 @@ struct Outcome {
     place: RefCell<Option<Place>>,
     /// Held from the first request on, unless it was an upgrade.
     request: RefCell<Option<OwnedSemaphorePermit>>,
+    /// HTTP/2: requests so far, and one more owner for each that is open.
+    requests: Cell<u64>,
+    open: Arc<()>,
     heard: tokio::sync::Notify,
 }
 
 async fn serve(edge: Rc<Edge>, stream: TcpStream, outcome: Rc<Outcome>) {
     let _counted = Counted::new(&edge);
+    let mut deadline = std::pin::pin!(tokio::time::sleep(edge.handshake_timeout));
+    let begun = tokio::select! {
+        biased;
+        begun = preface::read(stream) => begun,
+        () = &mut deadline => return edge.stats.handshake("timeout"),
+    };
+    match begun {
+        Ok((true, io)) => serve_http2(&edge, io, &outcome, deadline).await,
+        Ok((false, io)) => serve_http1(&edge, io, &outcome, deadline).await,
+        Err(error) => debug!(%error, "connection ended"),
+    }
+    if outcome.place.borrow_mut().take().is_some() {
+        // It ended before a whole request was there.
+        edge.stats.handshake("aborted");
+    }
+}
+
+/// The rest of the time until the first request must be there.
+type Deadline<'a> = std::pin::Pin<&'a mut tokio::time::Sleep>;
+
+async fn serve_http1(edge: &Rc<Edge>, io: Prefixed, outcome: &Rc<Outcome>, deadline: Deadline<'_>) {
     let service = {
-        let (edge, outcome) = (Rc::clone(&edge), Rc::clone(&outcome));
+        let (edge, outcome) = (Rc::clone(edge), Rc::clone(outcome));
         service_fn(move |request| answer(Rc::clone(&edge), Rc::clone(&outcome), request))
     };
     let connection = http1::Builder::new()
@@ -236,40 +331,109 @@ async fn serve(edge: Rc<Edge>, stream: TcpStream, outcome: Rc<Outcome>) {
         .header_read_timeout(KEEP_ALIVE)
         .max_header_size(edge.max_header)
         .max_buf_size(edge.max_header.max(8_192) + 8_192)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(io), service)
         .without_shutdown();
     let mut connection = std::pin::pin!(connection);
     let finished = tokio::select! {
         biased;
         finished = &mut connection => Some(finished),
         () = outcome.heard.notified() => None,
-        () = tokio::time::sleep(edge.handshake_timeout) => {
-            return edge.stats.handshake("timeout");
-        }
+        () = deadline => return timed_out(edge, outcome),
     };
     let finished = match finished {
         Some(finished) => finished,
         None => connection.await,
     };
-    if outcome.place.borrow_mut().take().is_some() {
-        // It ended before a whole request was there.
-        edge.stats.handshake("aborted");
-    }
     match (finished, outcome.agreed.get()) {
-        (Ok(parts), Some(format)) => match parts.io.into_inner().into_std() {
-            Ok(stream) => {
-                edge.stats.handshake("accepted");
-                let arrival = Arrival { stream, format, leftover: parts.read_buf };
-                // The worker has ended: so does the connection.
-                let _ = edge.arrivals.send(arrival);
+        (Ok(parts), Some(format)) => {
+            let (unread, stream) = parts.io.into_inner().into_parts();
+            let leftover = match unread.is_empty() {
+                true => parts.read_buf,
+                false => [parts.read_buf, unread].concat().into(),
+            };
+            match stream.into_std() {
+                Ok(stream) => {
+                    edge.stats.handshake("accepted");
+                    // The worker has ended: so does the connection.
+                    let _ = edge.arrivals.send(Arrival { stream, format, leftover });
+                }
+                Err(error) => debug!(%error, "socket lost in the upgrade"),
             }
-            Err(error) => debug!(%error, "socket lost in the upgrade"),
-        },
+        }
         (Ok(mut parts), None) => {
             // Nothing to be done about a peer that is gone.
             let _ = tokio::io::AsyncWriteExt::shutdown(parts.io.inner_mut()).await;
         }
         (Err(error), _) => debug!(%error, "connection ended"),
+    }
+}
+
+fn timed_out(edge: &Edge, outcome: &Outcome) {
+    outcome.place.borrow_mut().take();
+    edge.stats.handshake("timeout");
+}
+
+/// Runs hyper's tasks, one per HTTP/2 stream, beside the connection's own. They
+/// end with their stream, and with the thread's task set.
+#[derive(Clone)]
+struct Local;
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
+
+async fn serve_http2(edge: &Rc<Edge>, io: Prefixed, outcome: &Rc<Outcome>, deadline: Deadline<'_>) {
+    let _http2 = Http2::new(edge);
+    let service = {
+        let (edge, outcome) = (Rc::clone(edge), Rc::clone(outcome));
+        service_fn(move |request| answer(Rc::clone(&edge), Rc::clone(&outcome), request))
+    };
+    let connection = http2::Builder::new(Local)
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_INTERVAL)
+        .max_concurrent_streams(edge.max_streams)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME_BYTES)
+        .max_header_list_size(edge.max_header as u32)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(RESET_STREAMS)
+        .max_local_error_reset_streams(ERROR_RESETS)
+        .serve_connection(TokioIo::new(io), service);
+    let mut connection = std::pin::pin!(connection);
+    let finished = tokio::select! {
+        biased;
+        finished = &mut connection => Some(finished),
+        () = outcome.heard.notified() => None,
+        () = deadline => return timed_out(edge, outcome),
+    };
+    let mut leaving = edge.leaving.subscribe();
+    let (mut requests, mut told) = (0, false);
+    let finished = match finished {
+        Some(finished) => finished,
+        None => loop {
+            tokio::select! {
+                biased;
+                finished = &mut connection => break finished,
+                Ok(_) = leaving.wait_for(|leaving| *leaving), if !told => {
+                    told = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = tokio::time::sleep(KEEP_ALIVE) => {
+                    let idle = Arc::strong_count(&outcome.open) == 1;
+                    let before = std::mem::replace(&mut requests, outcome.requests.get());
+                    if idle && before == requests {
+                        connection.as_mut().graceful_shutdown();
+                    }
+                }
+            }
+        },
+    };
+    if let Err(error) = finished {
+        debug!(%error, "connection ended");
     }
 }
 
@@ -281,18 +445,62 @@ async fn answer(
     if outcome.place.borrow_mut().take().is_some() {
         outcome.heard.notify_one();
     }
+    outcome.requests.set(outcome.requests.get() + 1);
+    let _open = Arc::clone(&outcome.open);
     let route = route_name(request.method(), request.uri().path());
-    let response = if request.uri().path() == edge.upgrade_path {
-        upgrade(&edge, &outcome, &request)
+    let http2 = request.version() == Version::HTTP_2;
+    let (response, status) = if http2 && grpc::is_call(request.headers()) {
+        call(&edge, &outcome, request).await
     } else {
-        secure(respond(&edge, &outcome, request).await)
+        let response = if request.uri().path() == edge.upgrade_path {
+            upgrade(&edge, &outcome, &request)
+        } else {
+            secure(respond(&edge, &outcome, request).await)
+        };
+        let status = response.status();
+        (response, status)
     };
-    edge.stats.request(route, response.status().as_u16());
+    edge.stats.request(route, status.as_u16());
     Ok(response)
+}
+
+/// A gRPC call, and what its status would be over HTTP.
+async fn call(
+    edge: &Edge,
+    outcome: &Outcome,
+    request: Request<Incoming>,
+) -> (Response<Body>, StatusCode) {
+    let place =
+        match take_place(edge, outcome).then(|| Arc::clone(&edge.requests).try_acquire_owned()) {
+            Some(Ok(place)) => place,
+            _ => {
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                let error = ApiError::temporary(status, "busy", "too many HTTP connections");
+                return (grpc::refuse(&error), status);
+            }
+        };
+    let (api, leaving) = (Arc::clone(&edge.api), edge.leaving.subscribe());
+    let kept = (place, Arc::clone(&outcome.open));
+    match grpc::serve(api, leaving, request.map(Body::new), kept).await {
+        Ok(response) => (response, StatusCode::OK),
+        Err(error) => (grpc::refuse(&error), error.status),
+    }
+}
+
+/// Whether the connection has its place among HTTP connections, now or before.
+fn take_place(edge: &Edge, outcome: &Outcome) -> bool {
+    let mut held = outcome.request.borrow_mut();
+    if held.is_none() {
+        *held = Arc::clone(&edge.requests).try_acquire_owned().ok();
+    }
+    held.is_some()
 }
 
 fn upgrade(edge: &Edge, outcome: &Outcome, request: &Request<Incoming>) -> Response<Body> {
     match handshake::accept(request, &edge.policy, Body::empty) {
+        // Over HTTP/2 a WebSocket would be one of many streams of its
+        // connection (RFC 8441), which is not offered.
+        Ok(_) if request.version() == Version::HTTP_2 => not_over_http2(edge),
         Ok((response, format)) => {
             outcome.agreed.set(Some(format));
             response
@@ -305,12 +513,15 @@ fn upgrade(edge: &Edge, outcome: &Outcome, request: &Request<Incoming>) -> Respo
     }
 }
 
+fn not_over_http2(edge: &Edge) -> Response<Body> {
+    edge.stats.handshake("bad_handshake");
+    let reason = "a WebSocket is opened over HTTP/1.1";
+    secure(error_response(ApiError::new(StatusCode::BAD_REQUEST, "bad_handshake", reason)))
+}
+
 async fn respond(edge: &Edge, outcome: &Outcome, request: Request<Incoming>) -> Response<Body> {
-    if outcome.request.borrow().is_none() {
-        match Arc::clone(&edge.requests).try_acquire_owned() {
-            Ok(place) => *outcome.request.borrow_mut() = Some(place),
-            Err(_) => return unavailable("busy", "too many HTTP connections"),
-        }
+    if !take_place(edge, outcome) {
+        return unavailable("busy", "too many HTTP connections");
     }
     if edge.draining.load(Ordering::Relaxed) && request.method() == Method::POST {
         return unavailable("draining", "the server is leaving; try another");

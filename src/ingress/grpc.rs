@@ -1,0 +1,301 @@
+//! gRPC: `tidegate.v1.Publisher/Publish`, one stream of requests and one of
+//! answers. `proto/tidegate/v1/publisher.proto` is the interface, docs/grpc.md
+//! tells how it behaves.
+//!
+//! A stream is a state machine that the response body drives: it takes a message
+//! only while fewer than `ingress.grpc_in_flight` wait for their room, and it is
+//! polled only while the caller takes answers. So a caller that does not read
+//! its answers, or sends faster than its rooms take, fills its HTTP/2 window and
+//! stops there; nothing of it queues here.
+//!
+//! Events of one stream reach a room in the order in which they were sent, since
+//! a message is handed over whole before the next is taken.
+
+mod codec;
+mod message;
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures_util::future::{Ready, ready};
+use futures_util::stream::{FuturesUnordered, Stream, StreamExt as _, unfold};
+use http::{HeaderMap, Request, Response, StatusCode};
+use tokio::sync::watch;
+use tonic::codec::Streaming;
+use tonic::server::{Grpc, StreamingService};
+use tonic::{Code, Status};
+
+use self::codec::PublishCodec;
+use self::message::{Envelope, Sealed, answer, refusal};
+use super::answer::ApiError;
+use super::intake::{Api, Batch, Head, Pending, bearer, may_publish, room_of, too_many_events};
+use crate::auth::Grant;
+use crate::wire::proto::v1;
+
+/// Path of the method.
+pub const PUBLISH: &str = "/tidegate.v1.Publisher/Publish";
+
+/// Whether a request is a gRPC call, to be answered with a gRPC status.
+#[must_use]
+pub fn is_call(headers: &HeaderMap) -> bool {
+    let kind = headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    kind.is_some_and(|kind| kind.starts_with("application/grpc"))
+}
+
+/// Serves one call. `leaving` turns when the server drains; `place` is held
+/// until the stream ends.
+///
+/// # Errors
+/// What the call is refused with; [`refuse`] makes a response of it.
+pub async fn serve(
+    api: Arc<Api>,
+    leaving: watch::Receiver<bool>,
+    request: Request<Body>,
+    place: impl Send + 'static,
+) -> Result<Response<Body>, ApiError> {
+    if request.uri().path() != PUBLISH {
+        let reason = "the only method is tidegate.v1.Publisher/Publish";
+        return Err(ApiError::new(StatusCode::NOT_FOUND, "unknown_method", reason));
+    }
+    let grant = bearer(&api, request.headers())?;
+    may_publish(&grant)?;
+    if *leaving.borrow() {
+        return Err(draining());
+    }
+    let open = Open::new(&api, place);
+    let max_message = api.max_body;
+    let call = Call(Some(Begun { api, grant, leaving, open }));
+    let mut grpc = Grpc::new(PublishCodec).max_decoding_message_size(max_message);
+    Ok(grpc.streaming(call, request).await.map(Body::new))
+}
+
+/// A refused call, as gRPC has it: status 200, and the reason in `grpc-status`.
+#[must_use]
+pub fn refuse(error: &ApiError) -> Response<Body> {
+    status(error).into_http()
+}
+
+fn status(error: &ApiError) -> Status {
+    let code = match error.status {
+        StatusCode::UNAUTHORIZED => Code::Unauthenticated,
+        StatusCode::FORBIDDEN => Code::PermissionDenied,
+        StatusCode::NOT_FOUND => Code::Unimplemented,
+        StatusCode::PAYLOAD_TOO_LARGE => Code::ResourceExhausted,
+        status if status.is_client_error() => Code::InvalidArgument,
+        _ => Code::Unavailable,
+    };
+    Status::new(code, format!("{}: {}", error.code, error.reason))
+}
+
+fn draining() -> ApiError {
+    let reason = "the server is leaving; try another";
+    ApiError::temporary(StatusCode::SERVICE_UNAVAILABLE, "draining", reason)
+}
+
+/// Counts a stream for as long as it lives, and keeps its place.
+struct Open {
+    api: Arc<Api>,
+    _place: Box<dyn Send>,
+}
+
+impl Open {
+    fn new(api: &Arc<Api>, place: impl Send + 'static) -> Self {
+        api.stats.grpc_streams.fetch_add(1, Ordering::Relaxed);
+        Self { api: Arc::clone(api), _place: Box::new(place) }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.api.stats.grpc_streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A call whose caller is known.
+struct Begun {
+    api: Arc<Api>,
+    grant: Grant,
+    leaving: watch::Receiver<bool>,
+    open: Open,
+}
+
+/// What tonic calls, once.
+struct Call(Option<Begun>);
+
+type Answers = Pin<Box<dyn Stream<Item = Result<v1::PublishResponse, Status>> + Send>>;
+
+impl StreamingService<Bytes> for Call {
+    type Response = v1::PublishResponse;
+    type ResponseStream = Answers;
+    type Future = Ready<Result<tonic::Response<Answers>, Status>>;
+
+    fn call(&mut self, request: tonic::Request<Streaming<Bytes>>) -> Self::Future {
+        ready(match self.0.take() {
+            Some(begun) => {
+                let talk = Talk {
+                    api: begun.api,
+                    grant: begun.grant,
+                    leaving: begun.leaving,
+                    messages: request.into_inner(),
+                    work: FuturesUnordered::new(),
+                    numbers: HashSet::new(),
+                    end: None,
+                    _open: begun.open,
+                };
+                let answers = unfold(talk, |mut talk| async move {
+                    let answer = talk.next().await?;
+                    Some((answer, talk))
+                });
+                Ok(tonic::Response::new(Box::pin(answers) as Answers))
+            }
+            None => Err(Status::internal("called twice")),
+        })
+    }
+}
+
+type Answer = Pin<Box<dyn Future<Output = v1::PublishResponse> + Send>>;
+
+/// Why no further message is taken.
+enum End {
+    /// The caller has sent all it wants.
+    Done,
+    /// The stream is of no more use.
+    Broken(Status),
+    /// The server drains: an answer about the whole stream is due first.
+    Leaving,
+}
+
+/// One stream. Call [`Talk::next`] for each answer until it gives none.
+struct Talk {
+    api: Arc<Api>,
+    grant: Grant,
+    leaving: watch::Receiver<bool>,
+    messages: Streaming<Bytes>,
+    /// Requests whose events are with their rooms.
+    work: FuturesUnordered<Answer>,
+    /// Their numbers: an answer must say whose it is.
+    numbers: HashSet<u64>,
+    end: Option<End>,
+    _open: Open,
+}
+
+impl Talk {
+    async fn next(&mut self) -> Option<Result<v1::PublishResponse, Status>> {
+        loop {
+            let reads = self.end.is_none() && self.work.len() < self.api.in_flight;
+            tokio::select! {
+                biased;
+                Some(answer) = self.work.next(), if !self.work.is_empty() => {
+                    self.numbers.remove(&answer.request);
+                    return Some(Ok(answer));
+                }
+                Ok(()) = self.leaving.changed(), if self.end.is_none() => {
+                    self.end = Some(End::Leaving);
+                }
+                message = self.messages.message(), if reads => {
+                    self.take(message);
+                    // One message at a time: a stream that always has another
+                    // must not hold up the shard.
+                    tokio::task::yield_now().await;
+                }
+                else => break,
+            }
+        }
+        // Everything taken is answered.
+        match self.end.take()? {
+            End::Done => None,
+            End::Broken(status) => Some(Err(status)),
+            End::Leaving => {
+                let error = draining();
+                self.end = Some(End::Broken(status(&error)));
+                self.count("draining");
+                Some(Ok(refusal(0, &error)))
+            }
+        }
+    }
+
+    fn take(&mut self, message: Result<Option<Bytes>, Status>) {
+        let bytes = match message {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return self.end = Some(End::Done),
+            Err(status) => return self.end = Some(End::Broken(readable(status))),
+        };
+        if self.grant.expired(self.api.clock.now()) {
+            let status = Status::unauthenticated("token_expired: the token has expired");
+            return self.end = Some(End::Broken(status));
+        }
+        let Some(envelope) = Envelope::read(&bytes, self.api.max_events) else {
+            let status = Status::invalid_argument("malformed_message: not a PublishRequest");
+            return self.end = Some(End::Broken(status));
+        };
+        let number = envelope.request;
+        if number == 0 || !self.numbers.insert(number) {
+            let reason = "bad_request_number: a request has a number of its own from 1";
+            return self.end = Some(End::Broken(Status::invalid_argument(reason)));
+        }
+        let (api, limit) = (Arc::clone(&self.api), self.api.timeout);
+        let begun = begin(&self.api, &self.grant, envelope);
+        self.work.push(Box::pin(async move {
+            let done = match begun {
+                Ok((ids, pending)) => {
+                    let verdicts = pending.verdicts(limit).await;
+                    verdicts.map(|(verdicts, admission)| answer(number, ids, verdicts, admission))
+                }
+                Err(error) => Err(error),
+            };
+            api.stats.grpc_request(done.as_ref().map_or_else(|error| error.code, |_| "answered"));
+            done.unwrap_or_else(|error| refusal(number, &error))
+        }));
+    }
+
+    fn count(&self, result: &str) {
+        self.api.stats.grpc_request(result);
+    }
+}
+
+/// tonic has its own code for a message over the limit; gRPC's other
+/// implementations agree on this one.
+fn readable(status: Status) -> Status {
+    if status.code() == Code::OutOfRange {
+        return Status::resource_exhausted(format!("message_too_large: {}", status.message()));
+    }
+    status
+}
+
+/// Sends a request's events to their room; returns their ids beside.
+fn begin(
+    api: &Api,
+    grant: &Grant,
+    envelope: Envelope,
+) -> Result<(Vec<String>, Pending), ApiError> {
+    if envelope.too_many {
+        return Err(too_many_events(api));
+    }
+    let room = room_of(grant, &envelope.room)?;
+    let mut batch = Batch::new(api, grant, room, envelope.events.len());
+    let mut ids = Vec::with_capacity(envelope.events.len());
+    for bytes in envelope.events {
+        let sealed = match Sealed::read(bytes) {
+            Ok(sealed) => sealed,
+            Err(error) => {
+                batch.reject("bad_event", error.to_string());
+                ids.push(String::new());
+                continue;
+            }
+        };
+        let head = Head { id: &sealed.id, kind: &sealed.kind, user: &sealed.user };
+        if batch.opens(&head) {
+            match sealed.open() {
+                Ok(content) => batch.push(content.draft(&sealed)),
+                Err(reason) => batch.reject("bad_payload", reason),
+            }
+        }
+        ids.push(sealed.id);
+    }
+    Ok((ids, batch.hand_over()))
+}

@@ -1,0 +1,148 @@
+//! Which protocol a new connection speaks: HTTP/2 with prior knowledge begins
+//! with a fixed preface (RFC 9113, section 3.4), everything else is HTTP/1.1.
+//!
+//! The bytes read for that are handed on in front of the socket, so that telling
+//! the two apart costs no system call.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// What HTTP/2 begins with.
+pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Enough for the upgrade request of a browser, so that it comes in one read.
+const FIRST_READ: usize = 1_024;
+
+/// Reads until it is clear what the peer speaks; returns whether that is HTTP/2.
+///
+/// # Errors
+/// The socket's.
+pub async fn read(mut stream: TcpStream) -> io::Result<(bool, Prefixed)> {
+    // Nothing is allocated for a connection that is silent.
+    stream.readable().await?;
+    let mut head = BytesMut::with_capacity(FIRST_READ);
+    loop {
+        let ended = stream.read_buf(&mut head).await? == 0;
+        let read = head.len().min(PREFACE.len());
+        let http2 = head[..read] == PREFACE[..read];
+        if ended || !http2 || read == PREFACE.len() {
+            return Ok((http2 && !ended, Prefixed { head: head.freeze(), stream }));
+        }
+    }
+}
+
+/// A socket some of whose bytes have been read.
+#[derive(Debug)]
+pub struct Prefixed {
+    head: Bytes,
+    stream: TcpStream,
+}
+
+impl Prefixed {
+    /// What was read and not handed on, and the socket.
+    #[must_use]
+    pub fn into_parts(self) -> (Bytes, TcpStream) {
+        (self.head, self.stream)
+    }
+}
+
+impl AsyncRead for Prefixed {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.head.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(context, out);
+        }
+        let length = self.head.len().min(out.remaining());
+        out.put_slice(&self.head[..length]);
+        self.head.advance(length);
+        if self.head.is_empty() {
+            self.head = Bytes::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Prefixed {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// What `pieces` are taken for, and what is read behind that.
+    async fn arrives(pieces: &[&[u8]]) -> (bool, Vec<u8>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let mut peer = TcpStream::connect(address).await.expect("connected");
+        peer.set_nodelay(true).expect("no delay");
+        let (stream, _) = listener.accept().await.expect("accepted");
+        let reader = tokio::spawn(read(stream));
+        for piece in pieces {
+            peer.write_all(piece).await.expect("sent");
+            // Each in a read of its own: on loopback it is there by then.
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        drop(peer);
+        let (http2, mut io) = reader.await.expect("no panic").expect("read");
+        let mut bytes = Vec::new();
+        io.read_to_end(&mut bytes).await.expect("the rest");
+        (http2, bytes)
+    }
+
+    #[tokio::test]
+    async fn the_preface_is_known_in_any_pieces_and_no_byte_is_lost() {
+        let request: &[u8] = b"POST /v1/rooms/r/events HTTP/1.1\r\n\r\n";
+        let nearly: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r!";
+        let cases: [(&[&[u8]], bool); 7] = [
+            (&[PREFACE, b"settings"], true),
+            (&[b"P", b"RI * HTTP/2", b".0\r\n\r\nSM\r\n\r\nmore"], true),
+            (&[request], false),
+            (&[b"P", b"OST", b" / HTTP/1.1\r\n"], false),
+            (&[nearly], false),
+            (&[b"PRI * HTTP/2.0"], false),
+            (&[], false),
+        ];
+        for (pieces, expected) in cases {
+            let (http2, bytes) = arrives(pieces).await;
+            assert_eq!((http2, bytes), (expected, pieces.concat()), "{pieces:?}");
+        }
+    }
+}

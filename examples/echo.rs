@@ -28,7 +28,7 @@ use tidegate::wire::frame;
 use tidegate::wire::shared::Compression;
 use tidegate::worker::accept::{Edge, start};
 use tidegate::worker::{ReadLimits, Worker};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 /// Larger than the largest message of Autobahn's suite (16 MiB).
 const MAX_MESSAGE: usize = 20 << 20;
@@ -106,12 +106,16 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
         },
         upgrade_path: "/",
         router: axum::Router::new(),
+        api: None,
+        max_streams: 1,
         stats: Arc::new(EdgeStats::default()),
         handshake_timeout: Duration::from_secs(10),
         max_header: 16_384,
         max_connections: 1_000,
         arrivals,
         draining: Arc::new(AtomicBool::new(false)),
+        leaving: watch::Sender::new(false),
+        http2: Cell::new(0),
         viewers: Cell::new(0),
         others: Cell::new(0),
         handshakes: Arc::new(Semaphore::new(100)),

@@ -373,7 +373,7 @@ impl ShardStart {
             policy: self.policy,
             upgrade_path: "/v1/ws",
             router: routes,
-            api: Arc::clone(&self.api),
+            api: Some(Arc::clone(&self.api)),
             max_streams: self.max_streams,
             stats: self.stats,
             handshake_timeout: self.handshake_timeout,

@@ -8,9 +8,7 @@ use serde_json::{Value, json};
 /// Likes with these users, as many as there are.
 fn likes<'a>(users: impl IntoIterator<Item = &'a str>, batch: &str) -> Value {
     let events = users.into_iter().enumerate();
-    let event = |(i, user): (usize, &str)| {
-        json!({"id": format!("{batch}-{i}"), "kind": "like", "user": user, "payload": null})
-    };
+    let event = |(i, user): (usize, &str)| json!({"id": format!("{batch}-{i}"), "kind": "like", "user": user, "payload": null});
     events.map(event).collect()
 }
 

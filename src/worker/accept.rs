@@ -102,8 +102,8 @@ pub struct Edge {
     pub upgrade_path: &'static str,
     /// Everything but the upgrade and gRPC.
     pub router: Router,
-    /// What gRPC needs.
-    pub api: Arc<Api>,
+    /// What gRPC needs; absent: it is not served.
+    pub api: Option<Arc<Api>>,
     /// Requests at once on one HTTP/2 connection.
     pub max_streams: u32,
     /// Counters.
@@ -479,7 +479,11 @@ async fn call(
                 return (grpc::refuse(&error), status);
             }
         };
-    let (api, leaving) = (Arc::clone(&edge.api), edge.leaving.subscribe());
+    let Some(api) = edge.api.clone() else {
+        let error = ApiError::new(StatusCode::NOT_FOUND, "unknown_method", "no gRPC here");
+        return (grpc::refuse(&error), error.status);
+    };
+    let leaving = edge.leaving.subscribe();
     let kept = (place, Arc::clone(&outcome.open));
     match grpc::serve(api, leaving, request.map(Body::new), kept).await {
         Ok(response) => (response, StatusCode::OK),

@@ -15,8 +15,9 @@ use tokio::net::TcpStream;
 /// What HTTP/2 begins with.
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Enough for the upgrade request of a browser, so that it comes in one read.
-const FIRST_READ: usize = 1_024;
+/// What hyper reads first, too: it goes on as if nobody had read before it, down
+/// to how much of an oversized head is read before the refusal.
+const FIRST_READ: usize = 8_192;
 
 /// Reads until it is clear what the peer speaks; returns whether that is HTTP/2.
 ///

@@ -15,9 +15,12 @@ use tidegate::clock::Clock;
 use tidegate::config::Config;
 use tidegate::engine::delivery::Limits;
 use tidegate::engine::ids::ShardId;
+use tidegate::engine::level::LevelKey;
 use tidegate::ingress::stats::EdgeStats;
 use tidegate::shard::connection::ViewerKey;
+use tidegate::shard::held::HoldSettings;
 use tidegate::shard::home::HomeSettings;
+use tidegate::shard::intake::IntakeSettings;
 use tidegate::shard::peers::LocalShards;
 use tidegate::shard::{Shard, ShardSettings};
 use tidegate::transport::websocket::decode::Inbound;
@@ -69,12 +72,18 @@ impl Listener for Echo {
 }
 
 fn settings() -> ShardSettings {
+    let config = Config::default();
     ShardSettings {
         homes: HomeSettings {
-            room: Arc::new(Config::default().room_settings()),
+            room: Arc::new(config.room_settings()),
             compression: Compression { min_bytes: 0, level: 3 },
             max_rooms: 1,
             idle: DAY,
+            intake: IntakeSettings {
+                admission: config.admission_settings(),
+                limits: config.limit_settings(0),
+                seed: 0,
+            },
             seed: 0,
         },
         backlog: Limits { frames: 10_000, bytes: 256 << 20 },
@@ -86,6 +95,7 @@ fn settings() -> ShardSettings {
         join_timeout: DAY,
         ping_interval: DAY,
         pong_timeout: DAY,
+        hold: HoldSettings { most: 0, patience: DAY },
         reconnect_spread: Duration::ZERO,
         seed: 0,
     }
@@ -93,7 +103,7 @@ fn settings() -> ShardSettings {
 
 async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     let clock = Clock::start();
-    let (peers, mut inboxes) = LocalShards::new(1, 1);
+    let (peers, mut inboxes) = LocalShards::new(1, 1, LevelKey::from_seed(0), DAY);
     let inbox = inboxes.pop().ok_or_else(|| anyhow::anyhow!("one shard"))?;
     let address = SocketAddr::from(([127, 0, 0, 1], arguments.port));
     let socket = tokio::net::TcpListener::bind(address).await?;

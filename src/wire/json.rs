@@ -387,6 +387,7 @@ mod tests {
             reason: "a \"quoted\"\nreason",
             temporary: true,
             room: None,
+            retry_after_ms: None,
         };
         server_message(&mut out, &message);
         let value: serde_json::Value = serde_json::from_slice(&out).expect("valid JSON");

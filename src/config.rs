@@ -30,7 +30,8 @@ use crate::engine::admission::AdmissionSettings;
 use crate::engine::ids::Tier;
 use crate::engine::kind::Kinds;
 use crate::engine::settings::RoomSettings;
-use crate::limits::{LimitSettings, Rate};
+use crate::limits::LimitSettings;
+use crate::limits::keyed::Rate;
 
 pub use error::{ConfigError, ConfigErrors};
 pub use keys::{KeyMaterial, load as load_keys};

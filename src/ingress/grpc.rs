@@ -268,11 +268,7 @@ fn readable(status: Status) -> Status {
 }
 
 /// Sends a request's events to their room; returns their ids beside.
-fn begin(
-    api: &Api,
-    grant: &Grant,
-    envelope: Envelope,
-) -> Result<(Vec<String>, Pending), ApiError> {
+fn begin(api: &Api, grant: &Grant, envelope: Envelope) -> Result<(Vec<String>, Pending), ApiError> {
     if envelope.too_many {
         return Err(too_many_events(api));
     }

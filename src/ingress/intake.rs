@@ -19,11 +19,11 @@ use super::answer::ApiError;
 use super::stats::EdgeStats;
 use crate::auth::{Authenticator, Grant, Role};
 use crate::clock::Clock;
+use crate::engine::admission::retry_after;
 use crate::engine::draft::Draft;
 use crate::engine::event::Event;
 use crate::engine::ids::{RoomId, Seq};
 use crate::engine::kind::Kinds;
-use crate::engine::admission::retry_after;
 use crate::engine::level::HourKey;
 use crate::engine::outcome::{Outcome, RETRY_AFTER_MS};
 use crate::engine::priority::{Advice, Priority};
@@ -276,7 +276,7 @@ impl<'a> Batch<'a> {
             .shards
             .publish(self.room, self.events, parsed, Origin::Request(reply))
             .is_ok()
-         {
+        {
             Some(answer)
         } else {
             for verdict in self.verdicts.iter_mut().filter(|verdict| verdict.is_none()) {

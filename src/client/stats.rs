@@ -35,6 +35,8 @@ pub struct PublisherStats {
     pub requests: u64,
     /// Requests without a usable answer.
     pub requests_failed: u64,
+    /// Tables of priorities received. While it is 0, nothing is shed here.
+    pub tables: u64,
     /// First attempts, probes and retries.
     pub caller: CallerStats,
     /// The newest level that an answer carried, whichever room it was for.

@@ -269,7 +269,10 @@ impl Worker {
             Done::Table(answer) => {
                 self.asking = false;
                 match answer {
-                    Ok(Some(table)) => self.priorities.received(table, now),
+                    Ok(Some(table)) => {
+                        self.shared.count(|stats| stats.tables += 1);
+                        self.priorities.received(table, now);
+                    }
                     Ok(None) => self.priorities.missing(false, now),
                     Err(failure) => self.priorities.missing(failure.temporary(), now),
                 }

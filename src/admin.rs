@@ -4,6 +4,8 @@
 //! the server is not leaving: a shard that does not answer within
 //! [`ANSWER_WITHIN`] is stuck or overloaded, and a load balancer should know.
 
+mod overload;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,14 +15,17 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::http::{Response, StatusCode};
-use axum::routing::get;
+use axum::routing::{get, post};
 use futures_util::future::join_all;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, oneshot};
 use tokio::time::timeout;
 use tracing::warn;
 
+use crate::auth::Authenticator;
+use crate::clock::Clock;
 use crate::engine::ids::ShardId;
+use crate::engine::kind::Kinds;
 use crate::ingress::answer::json;
 use crate::ingress::stats::EdgeStats;
 use crate::shard::peers::{LocalShards, Message, Path as _};
@@ -37,6 +42,9 @@ const TICKS: f64 = 100.0;
 pub struct Observer {
     shards: Arc<LocalShards>,
     edges: Vec<Arc<EdgeStats>>,
+    auth: Arc<Authenticator>,
+    kinds: Arc<Kinds>,
+    clock: Clock,
     leaving: AtomicBool,
     last: Mutex<Vec<ShardStats>>,
 }
@@ -44,8 +52,14 @@ pub struct Observer {
 impl Observer {
     /// Of these shards.
     #[must_use]
-    pub fn new(shards: Arc<LocalShards>, edges: Vec<Arc<EdgeStats>>) -> Self {
-        Self { shards, edges, leaving: AtomicBool::new(false), last: Mutex::default() }
+    pub fn new(
+        shards: Arc<LocalShards>,
+        edges: Vec<Arc<EdgeStats>>,
+        auth: Arc<Authenticator>,
+        kinds: Arc<Kinds>,
+        clock: Clock,
+    ) -> Self {
+        Self { shards, edges, auth, kinds, clock, leaving: AtomicBool::new(false), last: Mutex::default() }
     }
 
     /// From now on the server is not ready.
@@ -87,6 +101,10 @@ pub async fn serve(listener: TcpListener, observer: Arc<Observer>) {
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
+        .route("/admission", get(overload::show))
+        .route("/admission/pin", post(overload::pin))
+        .route("/admission/silence", post(overload::silence))
+        .route("/admission/joins", post(overload::joins))
         .with_state(observer);
     if let Err(error) = axum::serve(listener, router).await {
         warn!(%error, "the operators' port is closed");
@@ -94,7 +112,7 @@ pub async fn serve(listener: TcpListener, observer: Arc<Observer>) {
 }
 
 async fn index() -> &'static str {
-    "tidegate: operators' port\n\n/metrics  Prometheus\n/healthz  the process lives\n/readyz   it takes traffic\n"
+    "tidegate: operators' port\n\n/metrics  Prometheus\n/healthz  the process lives\n/readyz   it takes traffic\n/admission  overload control; POST /admission/pin, /admission/silence, /admission/joins\n"
 }
 
 async fn healthz() -> &'static str {

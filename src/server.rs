@@ -257,7 +257,13 @@ impl Plan {
     }
 
     async fn serve(self, running: Running) -> anyhow::Result<()> {
-        let observer = Arc::new(Observer::new(Arc::clone(&running.peers), running.stats.clone()));
+        let observer = Arc::new(Observer::new(
+            Arc::clone(&running.peers),
+            running.stats.clone(),
+            Arc::clone(&self.auth),
+            Arc::clone(&self.kinds),
+            self.clock,
+        ));
         let admin = bind(self.config.server.admin_listen)
             .and_then(tokio::net::TcpListener::from_std)
             .with_context(|| format!("cannot listen on {}", self.config.server.admin_listen))?;

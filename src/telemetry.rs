@@ -5,6 +5,8 @@
 //! registry of a metrics library is made for; the format itself is three line
 //! shapes.
 
+mod overload;
+
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -65,6 +67,7 @@ pub fn render(scrape: &Scrape<'_>) -> String {
     connections(&mut text, &total, scrape.edges);
     grpc(&mut text, scrape.edges);
     shards(&mut text, scrape);
+    overload::overload(&mut text, &total, scrape);
     process(&mut text, scrape);
     text.out
 }
@@ -373,6 +376,8 @@ fn absorb(total: &mut ShardStats, shard: &ShardStats) {
     total.message_age.absorb(&shard.message_age);
     total.slice.absorb(&shard.slice);
     total.frame_fanout.absorb(&shard.frame_fanout);
+    total.queueing.absorb(&shard.queueing);
+    total.joins_waiting += shard.joins_waiting;
 }
 
 fn add(into: &mut [u64], from: &[u64]) {

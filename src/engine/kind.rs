@@ -121,6 +121,12 @@ impl Kinds {
         self.by_name.contains_key(name)
     }
 
+    /// The tier of every name that is not configured.
+    #[must_use]
+    pub const fn unknown_tier(&self) -> Tier {
+        self.unknown.tier
+    }
+
     /// Every configured kind, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Kind>> {
         self.by_name.values()

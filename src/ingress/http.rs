@@ -22,6 +22,7 @@ use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::advice;
 use super::answer::{Admission, ApiError, json};
 use super::intake::{
     Api, Batch, Head, Verdict, bearer, may_publish, room_of, too_many_events, wait,
@@ -48,6 +49,7 @@ pub fn router(api: Shared) -> Router {
     Router::new()
         .route("/v1/rooms/{room}", get(read_room))
         .route("/v1/rooms/{room}/events", get(read_events).post(publish))
+        .route("/v1/admission", get(advice::read))
         .route("/v1/openapi.json", get(openapi))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
@@ -61,6 +63,7 @@ pub fn route_name(method: &Method, path: &str) -> &'static str {
         "/v1/ws" => "ws",
         super::grpc::PUBLISH => "grpc",
         "/v1/openapi.json" => "openapi",
+        "/v1/admission" => "admission",
         "/" => "demo",
         _ if path == "/demo" || path.starts_with("/demo/") => "demo",
         _ => match path.strip_prefix("/v1/rooms/") {

@@ -104,6 +104,14 @@ impl Verdict {
 /// # Errors
 /// There is none, or it is not good.
 pub fn bearer(api: &Api, headers: &HeaderMap) -> Result<Grant, ApiError> {
+    bearer_of(&api.auth, api.clock.now(), headers)
+}
+
+/// The same on another port.
+///
+/// # Errors
+/// There is none, or it is not good.
+pub fn bearer_of(auth: &Authenticator, now: Time, headers: &HeaderMap) -> Result<Grant, ApiError> {
     let header = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let token = header.and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
@@ -113,7 +121,7 @@ pub fn bearer(api: &Api, headers: &HeaderMap) -> Result<Grant, ApiError> {
         let reason = "send `Authorization: Bearer <token>`";
         return Err(ApiError::new(StatusCode::UNAUTHORIZED, "missing_token", reason));
     };
-    Ok(api.auth.verify(token, api.clock.now())?)
+    Ok(auth.verify(token, now)?)
 }
 
 /// Whoever has this token may publish from outside a room.

@@ -4,8 +4,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Routes, as metrics name them.
-pub const ROUTES: [&str; 8] =
-    ["events_post", "events_get", "room", "openapi", "demo", "ws", "grpc", "other"];
+pub const ROUTES: [&str; 9] =
+    ["events_post", "events_get", "room", "admission", "openapi", "demo", "ws", "grpc", "other"];
 
 /// HTTP status classes, as metrics name them.
 pub const STATUSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];

@@ -9,6 +9,7 @@
 mod controller;
 mod marks;
 mod optimum;
+mod plot;
 mod pool;
 mod scenario;
 mod table;
@@ -133,19 +134,25 @@ pub(crate) struct Destination {
     /// Write the results as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write figures as SVG into this directory; not with --marks.
+    #[arg(long, value_name = "DIR", conflicts_with = "marks")]
+    plots: Option<PathBuf>,
 }
 
 /// Runs the simulation and prints what came of it.
 pub(crate) fn command(options: &Options, destination: &Destination) -> Result<()> {
     options.check()?;
     let results = if options.marks {
-        let cases = marks::cases(options, marks::FULL);
+        let cases = marks::all(options, marks::FULL);
         let outcomes = marks::run(options, &cases, options.seeds.unwrap_or(30));
         print!("{}", marks::text(&outcomes, options.points));
         json!({ "marks": outcomes })
     } else {
         let rows = table::run(options);
         print!("{}", table::text(&rows, options));
+        if let Some(directory) = &destination.plots {
+            plot::write(directory, &rows, options)?;
+        }
         json!({ "rows": rows })
     };
     if let Some(file) = &destination.json {

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::controller::Kind;
 use super::optimum;
-use super::scenario::{MOST_CALLS, SECOND, Scenario};
+use super::scenario::{CAPACITY, MOST_CALLS, SECOND, Scenario};
 use super::tally::Tally;
 use super::{Options, median, pool, world};
 
@@ -29,9 +29,16 @@ pub(super) struct Figures {
     pub(super) kept_back_per_task: f64,
     /// Calls sent again ÷ tasks.
     pub(super) resends_per_task: f64,
-    /// Share of the calls begun whose task had failed already.
+    /// Calls begun per second ÷ capacity.
+    pub(super) begun_of_capacity: f64,
+    /// Share of the calls begun that belong to tasks that did not succeed.
+    pub(super) fruitless: f64,
+    /// Share of the calls begun whose task had failed before.
     pub(super) wasted: f64,
 }
+
+/// One of them.
+type Figure = fn(&Figures) -> f64;
 
 impl Figures {
     /// Of a run of `scenario`.
@@ -40,6 +47,7 @@ impl Figures {
         let per_task = |count: u64| count as f64 / f64::from(all.arrived.max(1));
         let goodput = tally.steady_goodput();
         let best = optimum::between(scenario, scenario.from, scenario.until, 0.0);
+        let seconds = (scenario.until - scenario.from) as f64 / SECOND as f64;
         Self {
             success: all.success(),
             goodput,
@@ -49,6 +57,8 @@ impl Figures {
             refusals_per_task: per_task(tally.refusals()),
             kept_back_per_task: per_task(tally.kept_back_calls()),
             resends_per_task: per_task(tally.resends()),
+            begun_of_capacity: tally.begun_calls() as f64 / seconds / CAPACITY,
+            fruitless: 1.0 - tally.fruitful_calls() as f64 / tally.begun_calls().max(1) as f64,
             wasted: tally.wasted_calls() as f64 / tally.begun_calls().max(1) as f64,
         }
     }
@@ -104,7 +114,7 @@ fn profiles(options: &Options) -> Vec<Point> {
         point("bursts", 5.0, Scenario::bursts(2, 5.0)),
         point("half lost", 0.8, Scenario::loss(2, 0.8)),
         point("swap", 2.0, Scenario::swap(2, 2.0)),
-        point("trickle", 20.0 / super::scenario::CAPACITY, Scenario::trickle()),
+        point("trickle", 20.0 / CAPACITY, Scenario::trickle()),
         point("downstream", 0.6, Scenario::slow_downstream()),
     ]
 }
@@ -132,7 +142,7 @@ pub(super) fn run(options: &Options) -> Vec<Row> {
         let curve = if points[index].profile == "steady" || seed != options.seed {
             Vec::new()
         } else {
-            tally.curve(2)
+            tally.curve(5)
         };
         (Figures::of(scenario, &tally), curve)
     });
@@ -173,18 +183,19 @@ pub(super) fn text(rows: &[Row], options: &Options) -> String {
             out.push('\n');
         }
     }
-    let columns: [(&str, fn(&Figures) -> f64); 5] = [
+    let parts: [(&str, Figure); 6] = [
         ("goodput ÷ optimum, whole window", |run| run.of_optimum),
         ("success", |run| run.success),
         ("p99 queueing, ms", |run| run.queueing_p99_ms),
         ("refusals per task", |run| run.refusals_per_task),
-        ("calls served in vain", |run| run.wasted),
+        ("calls begun ÷ capacity", |run| run.begun_of_capacity),
+        ("calls begun for tasks that fail", |run| run.fruitless),
     ];
     let steady = options.loads.iter().map(|&load| ("steady", load));
     let others = rows.iter().filter(|row| row.profile != "steady" && row.law == laws[0]);
     let places: Vec<(&str, f64)> =
         steady.chain(others.map(|row| (row.profile, row.load))).collect();
-    for (title, figure) in columns {
+    for (title, figure) in parts {
         let _ = write!(out, "\nM2 (trickle, downstream: M1), {title}\n{:<10} {:>5}", "", "load");
         heads(&mut out, laws);
         for &(profile, load) in &places {
@@ -206,7 +217,7 @@ fn heads(out: &mut String, laws: &[Kind]) {
     out.push('\n');
 }
 
-/// The step profile's parts, for the plots.
+/// The optimum over the time of a profile, for the plots.
 pub(super) fn optimum_curve(profile: &str) -> Vec<(f64, f64)> {
     let scenario = match profile {
         "step" => Scenario::step(2, 5.0),

@@ -54,8 +54,9 @@ struct Bin {
     calls: [Tasks; MOST_CALLS],
     tiers: [Tasks; TIERS],
     manners: [Tasks; 2],
-    /// Tasks that succeeded in this bin, whenever they arrived.
+    /// Tasks that succeeded in this bin, whenever they arrived, and their calls.
     completed: u32,
+    fruitful: u32,
     /// Calls that M refused or dropped.
     refused: u32,
     /// Calls that A did not send because of the level.
@@ -104,7 +105,9 @@ impl Tally {
         bin.calls[usize::from(task.calls) - 1].won += 1;
         bin.tiers[usize::from(task.tier)].won += 1;
         bin.manners[usize::from(task.aggressive)].won += 1;
-        self.bin(now).completed += 1;
+        let bin = self.bin(now);
+        bin.completed += 1;
+        bin.fruitful += u32::from(task.calls);
     }
 
     /// M refused a call, on arrival or later.
@@ -251,7 +254,12 @@ impl Tally {
         self.count(|bin| bin.begun)
     }
 
-    /// Those of them whose task had failed before.
+    /// Calls of the tasks that succeeded in the measured window.
+    pub(super) fn fruitful_calls(&self) -> u64 {
+        self.count(|bin| bin.fruitful)
+    }
+
+    /// Calls begun in it whose task had failed before.
     pub(super) fn wasted_calls(&self) -> u64 {
         self.count(|bin| bin.wasted)
     }

@@ -383,3 +383,95 @@ impl World<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulate::optimum;
+    use crate::simulate::scenario::{Balance, CAPACITY, Service};
+
+    /// Random arrivals dealt out at random are random at each server.
+    #[test]
+    fn waiting_times_are_those_of_the_pollaczek_khinchine_formula() {
+        let load = 0.7;
+        for (service, variance) in
+            [(Service::Exponential, 1.0), (Service::Fixed, 0.0), (Service::Erlang2, 0.5)]
+        {
+            let steady = Scenario::steady(1, load, 5, 300);
+            let scenario = Scenario { service, balance: Balance::Random, ..steady };
+            let tally = run(&scenario, Kind::None, 7);
+            let theory = load / (1.0 - load) * (1.0 + variance) / 2.0 * SERVICE as f64;
+            let ratio = tally.mean_queueing() / theory;
+            assert!((0.95..1.05).contains(&ratio), "{service:?}: {ratio}");
+        }
+    }
+
+    #[test]
+    fn the_oracle_reaches_the_optimum_with_free_refusals_and_with_costly_ones() {
+        for collaborate in [true, false] {
+            let steady = Scenario::steady(2, 5.0, 3, 20);
+            let scenario = Scenario { refusal_cost: 0.05, collaborate, ..steady };
+            let tally = run(&scenario, Kind::Oracle, 1);
+            let best =
+                optimum::goodput(5.0 * CAPACITY / 2.0, 2.0, CAPACITY, optimum::cost(&scenario));
+            let ratio = tally.steady_goodput() / best;
+            assert!((0.97..1.03).contains(&ratio), "{collaborate}: {ratio}");
+        }
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_run_and_another_one_another() {
+        let scenario = Scenario { aggressive: 0.2, ..Scenario::steady(2, 3.0, 1, 3).mixed() };
+        for law in Kind::ALL {
+            let first = run(&scenario, law, 11);
+            assert_eq!(first, run(&scenario, law, 11), "{law:?}");
+            assert_ne!(first, run(&scenario, law, 12), "{law:?}");
+        }
+    }
+
+    #[test]
+    fn whoever_has_capacity_to_spare_loses_nothing() {
+        for law in Kind::ALL {
+            let tally = run(&Scenario::steady(3, 0.3, 1, 10), law, 3);
+            let all = tally.all();
+            assert_eq!(all.won, all.arrived, "{law:?}");
+            assert_eq!(tally.refusals() + tally.kept_back_calls(), 0, "{law:?}");
+        }
+    }
+
+    #[test]
+    fn what_refusals_cost_is_missing_from_what_gets_done() {
+        let scenario = |refusal_cost| Scenario { refusal_cost, ..Scenario::steady(1, 5.0, 5, 10) };
+        let free = run(&scenario(0.0), Kind::Codel, 5);
+        let costly = run(&scenario(0.05), Kind::Codel, 5);
+        // Per second, in calls: what was begun, and the work of those refused.
+        let done = |tally: &Tally| tally.begun_calls() as f64 / 10.0;
+        let spent = done(&costly) + 0.05 * costly.refusals() as f64 / 10.0;
+        assert!((spent / done(&free) - 1.0).abs() < 0.03, "{spent} {}", done(&free));
+        assert!(done(&costly) < 0.7 * done(&free), "{}", done(&costly));
+    }
+
+    #[test]
+    fn without_control_all_work_is_in_vain_soon() {
+        let tally = run(&Scenario::steady(1, 2.0, 5, 5), Kind::None, 1);
+        assert_eq!(tally.wasted_calls(), tally.begun_calls());
+        assert_eq!(tally.all().won, 0);
+    }
+
+    #[test]
+    fn a_slow_downstream_holds_no_server() {
+        let tally = run(&Scenario::slow_downstream(), Kind::None, 1);
+        assert_eq!(tally.all().won, tally.all().arrived);
+        assert!(tally.queueing(0.5) < 5 * MS, "{}", tally.queueing(0.5));
+    }
+
+    #[test]
+    fn half_the_speed_is_half_the_capacity() {
+        let scenario = Scenario::loss(1, 0.8);
+        let tally = run(&scenario, Kind::Facebook, 1);
+        let (healthy, slow) =
+            (tally.goodput(0, 5 * SECOND), tally.goodput(8 * SECOND, 15 * SECOND));
+        assert!((healthy / 600.0 - 1.0).abs() < 0.1, "{healthy}");
+        assert!((300.0..380.0).contains(&slow), "{slow}");
+    }
+}

@@ -9,10 +9,12 @@
 //! level travels on every answer, and the upstream keeps back what lies beyond
 //! it. Calls are served in the order of arrival.
 //!
-//! The paper does not say how the two go together, and as they stand they do
-//! not: what the upstream keeps back is in no histogram, so the way up finds
-//! nothing beyond the level and ends at the open grid, in whatever small step
-//! it was meant. So DAGOR is also run without its upstream's part.
+//! The paper does not say how the two go together: what the upstream keeps back
+//! is in no histogram, so the way up finds nothing beyond the level and would
+//! end at the open grid, however small a step was meant. Of the readings that
+//! were tried the kindest is here: the way up ends one cell beyond the last in
+//! which anything arrived. It still falls short of the same law without its
+//! upstream's part, so that is run as well.
 
 use std::cmp::Ordering;
 
@@ -115,7 +117,9 @@ impl Dagor {
                 }
             }
             Ordering::Less => {
-                while before < wanted && self.cells < CELLS {
+                let seen = self.histogram.iter().rposition(|&count| count > 0);
+                let last = seen.map_or(0, |cell| cell + 2).max(self.cells + 1).min(CELLS);
+                while before < wanted && self.cells < last {
                     before += f64::from(self.histogram[self.cells]);
                     self.cells += 1;
                 }

@@ -299,6 +299,42 @@ async fn fixed_limits_hold_on_streams() {
     assert!(last.retry_after_ms.is_some_and(|wait| (1..=1_000).contains(&wait)), "{last:?}");
 }
 
+/// Pins the level, or gives it back.
+fn pin(server: &Server, level: serde_json::Value) {
+    let body = level.to_string();
+    let token = server.token("op", "operator", &[]);
+    let request = format!(
+        "POST /admission/pin HTTP/1.1\r\nHost: t\r\nConnection: close\r\nAuthorization: Bearer \
+         {token}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let (status, text) = harness::exchange(server.admin, request.as_bytes());
+    assert_eq!(status, 200, "{text}");
+}
+
+#[tokio::test]
+async fn what_is_beyond_the_level_is_refused_and_every_answer_tells_the_level() {
+    let server = Server::start("");
+    let channel = channel(&server).await;
+    let mut stream = Stream::open(&channel, &server.token("im", "publisher", &["*"])).await;
+    pin(&server, json!({"business": 1, "user": 127}));
+    let events = |n: usize| {
+        let kinds = ["red_packet", "gift", "chat", "unheard_of"];
+        kinds.iter().map(|kind| event(&format!("{kind}-{n}"), kind, "1")).collect::<Vec<_>>()
+    };
+    let answer = stream.ask(&request(1, "r", events(1))).await;
+    assert_eq!(codes(&answer), ["accepted", "accepted", "overloaded", "overloaded"]);
+    let waits: Vec<_> = answer.results.iter().map(|r| r.retry_after_ms.is_some()).collect();
+    assert_eq!(waits, [false, false, true, true]);
+    let admission = answer.admission.expect("the level");
+    assert_eq!((admission.business, admission.user), (1, 127));
+    let elsewhere = v1::PublishRequest { room: "no room".into(), ..request(2, "", vec![]) };
+    assert!(stream.ask(&elsewhere).await.admission.is_some(), "refusals tell it, too");
+    pin(&server, json!({}));
+    let answer = stream.ask(&request(3, "r", events(3))).await;
+    assert_eq!(codes(&answer), ["accepted"; 4]);
+}
+
 #[tokio::test]
 async fn a_stream_ends_with_its_token() {
     let server = Server::start_with("", &[("TIDEGATE__AUTH__LEEWAY_S", "0")]);

@@ -295,3 +295,94 @@ fn begin(api: &Api, grant: &Grant, envelope: Envelope) -> Result<(Vec<String>, P
     }
     Ok((ids, batch.hand_over()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use prost::Message as _;
+
+    use super::*;
+    use crate::auth::{Authenticator, Claims, Role};
+    use crate::clock::Clock;
+    use crate::config::{Auth, Config, KeyConfig, Secret};
+    use crate::engine::ids::ShardId;
+    use crate::engine::level::LevelKey;
+    use crate::engine::priority::AdmissionLevel;
+    use crate::ingress::intake::Verdict;
+    use crate::ingress::stats::EdgeStats;
+    use crate::limits::CallerLimits;
+    use crate::shard::peers::{Inbox, LocalShards, Message, Standing};
+
+    fn api() -> (Api, Vec<Inbox>) {
+        let second = Duration::from_secs(1);
+        let (shards, inboxes) = LocalShards::new(1, 100, LevelKey::from_seed(1), second);
+        let secret = Some(Secret::new("0123456789abcdef0123456789abcdef"));
+        let key = KeyConfig { id: "test".into(), secret, ..KeyConfig::default() };
+        let auth = Auth { keys: vec![key], ..Auth::default() };
+        let config = Config::default();
+        let api = Api {
+            shards,
+            auth: Arc::new(Authenticator::new(&auth, None).expect("a key")),
+            kinds: Arc::new(config.kinds()),
+            clock: Clock::start(),
+            stats: Arc::new(EdgeStats::default()),
+            limits: Arc::new(CallerLimits::new(&config.limit_settings(1))),
+            max_body: 1_000,
+            max_events: 100,
+            max_history: 100,
+            in_flight: 64,
+            timeout: second,
+        };
+        (api, inboxes)
+    }
+
+    /// What becomes of a request for a gift and a chat whose bodies are garbage.
+    fn garbage(api: &Api) -> Vec<Verdict> {
+        let now = api.clock.now();
+        let claims =
+            Claims { user: "im".into(), role: Role::Operator, rooms: vec![], client: None };
+        let token = api.auth.mint(&claims, Duration::from_secs(9), now).expect("minted");
+        let grant = api.auth.verify(&token, now).expect("good");
+        let events = ["gift", "chat"].map(|kind| {
+            let body = Bytes::from_static(b"\xff\xff");
+            let sealed = Sealed { id: kind.into(), kind: kind.into(), body, ..Default::default() };
+            sealed.encode_to_vec().into()
+        });
+        let room = "r".to_owned();
+        let envelope = Envelope { request: 1, room, events: events.into(), too_many: false };
+        let (ids, pending) = begin(api, &grant, envelope).expect("taken");
+        assert_eq!(ids, ["gift", "chat"]);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let verdicts = pending.verdicts(Duration::from_secs(1));
+        runtime.expect("a runtime").block_on(verdicts).expect("no event was handed over").0
+    }
+
+    fn codes(verdicts: &[Verdict]) -> Vec<&str> {
+        let code = |verdict: &'_ Verdict| match *verdict {
+            Verdict::Accepted { .. } => "accepted",
+            Verdict::Rejected { code, .. } => code,
+        };
+        verdicts.iter().map(code).collect()
+    }
+
+    #[test]
+    fn what_a_pressed_home_does_not_admit_is_refused_unread_and_counted_there() {
+        let (api, mut inboxes) = api();
+        assert_eq!(codes(&garbage(&api)), ["bad_payload", "bad_payload"]);
+        assert!(inboxes[0].receiver.try_recv().is_err(), "nothing to tell the home");
+        let level = AdmissionLevel::from_wire(1, 127, None);
+        let pressed = Standing { level, pressed: true, load: 2.0 };
+        api.shards.set_standing(ShardId(0), pressed);
+        let verdicts = garbage(&api);
+        assert_eq!(codes(&verdicts), ["bad_payload", "overloaded"], "tier 1 is admitted, 3 is not");
+        assert!(matches!(verdicts[1], Verdict::Rejected { retry_after_ms: Some(_), .. }));
+        let told = inboxes[0].receiver.try_recv();
+        assert!(
+            matches!(told, Ok(Message::Shunned { ref priorities, .. }) if priorities.len() == 1)
+        );
+        // With nothing waiting there the home judges for itself.
+        api.shards.set_standing(ShardId(0), Standing { pressed: false, ..pressed });
+        assert_eq!(codes(&garbage(&api)), ["bad_payload", "bad_payload"]);
+    }
+}

@@ -1,6 +1,7 @@
 //! How events come in from upstream services, by HTTP and gRPC, and how rooms
 //! are read.
 
+mod advice;
 pub mod answer;
 pub mod grpc;
 pub mod http;

@@ -72,7 +72,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "limits",
         ],
     ),
-    ("client", &["engine", "clock"]),
+    ("client", &["engine", "clock", "wire"]),
     ("cli", &["engine", "clock", "config", "auth", "server", "client"]),
     ("main", &["cli", "config", "server"]),
     ("lib", &[]),
@@ -392,7 +392,8 @@ fn dashboards_and_metrics_agree() {
 
 /// The names in src/telemetry.rs as they are exposed.
 fn exposition_names() -> String {
-    read("src/telemetry.rs")
+    let files = files("src").into_iter().filter(|file| file.starts_with("src/telemetry"));
+    files.map(|file| read(&file)).collect::<Vec<_>>().join("\n")
 }
 
 /// `(name, version, licence)` of what the workspace is built from, here.

@@ -43,6 +43,7 @@
 //! the time for it is over, dropping the publisher ends it at once.
 
 mod event;
+mod grpc;
 mod http;
 mod levels;
 mod outcome;
@@ -72,7 +73,8 @@ pub use stats::PublisherStats;
 use crate::clock::Clock;
 use crate::engine::caller::CallerSettings;
 use crate::engine::ids::RoomId;
-use self::http::Http;
+use self::grpc::Grpc;
+use self::http::{Authorization, Http};
 use self::stats::Shared;
 use self::transport::Transport;
 use self::worker::{Held, Worker};
@@ -85,6 +87,8 @@ pub struct PublisherSettings {
     pub url: String,
     /// A token with the role `publisher` or `operator`.
     pub token: String,
+    /// Which of the server's interfaces to use. Default HTTP.
+    pub protocol: Protocol,
     /// Probes, retry budget.
     pub caller: CallerSettings,
     /// Events held at most, from `publish` to their outcome. Default 10,000.
@@ -118,6 +122,15 @@ pub struct PublisherSettings {
     pub max_levels: usize,
 }
 
+/// The server's interface; outcomes are the same by both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// One request for each batch, on connections that are kept.
+    Http,
+    /// One gRPC stream for all batches.
+    Grpc,
+}
+
 impl PublisherSettings {
     /// The defaults for a server and a token.
     #[must_use]
@@ -125,6 +138,7 @@ impl PublisherSettings {
         Self {
             url: url.into(),
             token: token.into(),
+            protocol: Protocol::Http,
             caller: CallerSettings::default(),
             queue_events: 10_000,
             queue_bytes: 16 << 20,
@@ -174,7 +188,7 @@ pub struct Publisher {
     bytes: Arc<Semaphore>,
     clock: Clock,
     shared: Arc<Shared>,
-    transport: Transport,
+    authorization: Authorization,
     worker: Owned,
 }
 
@@ -199,22 +213,27 @@ impl Publisher {
         if url.scheme_str() != Some("http") || url.host().is_none_or(str::is_empty) {
             return Err(StartError::Url(settings.url));
         }
-        let http = Http::new(&settings.url, bearer(&settings.token)?, settings.request_timeout)?;
-        let transport = Transport::Http(http);
+        let authorization = Authorization::new(bearer(&settings.token)?);
+        let timeout = settings.request_timeout;
+        let http = Http::new(&settings.url, authorization.clone(), timeout)?;
+        let transport = match settings.protocol {
+            Protocol::Http => Transport::Http(http),
+            Protocol::Grpc => Transport::Grpc(http, Grpc::new(url, authorization.clone(), timeout)),
+        };
         let queue_events = settings.queue_events.clamp(1, Semaphore::MAX_PERMITS);
         let queue_bytes = settings.queue_bytes.clamp(1, Semaphore::MAX_PERMITS);
         let (inbox, arrivals) = mpsc::channel(queue_events);
         let clock = Clock::start();
         let shared = Arc::new(Shared::default());
         let worker =
-            Worker::new(settings, clock, transport.clone(), Arc::clone(&shared), arrivals);
+            Worker::new(settings, clock, transport, Arc::clone(&shared), arrivals);
         Ok(Self {
             inbox,
             events: Arc::new(Semaphore::new(queue_events)),
             bytes: Arc::new(Semaphore::new(queue_bytes)),
             clock,
             shared,
-            transport,
+            authorization,
             worker: Owned(handle.spawn(worker.run())),
         })
     }
@@ -266,9 +285,7 @@ impl Publisher {
     /// # Errors
     /// [`StartError::Token`]; the old one stays.
     pub fn set_token(&self, token: &str) -> Result<(), StartError> {
-        match &self.transport {
-            Transport::Http(http) => http.set_authorization(bearer(token)?),
-        }
+        self.authorization.set(bearer(token)?);
         Ok(())
     }
 

@@ -8,10 +8,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use serde_json::json;
+use serde_json::{Value, json};
 use tidegate::client::{
-    Content, NewEvent, Outcome, PublishError, Publisher, PublisherSettings, PublisherStats,
-    Receipt, StartError,
+    Content, Failure, NewEvent, Outcome, Protocol, PublishError, Publisher, PublisherSettings,
+    PublisherStats, Receipt, StartError,
 };
 use tidegate::engine::ids::RoomId;
 
@@ -493,38 +493,92 @@ fn it_needs_a_runtime() {
     assert!(matches!(started, Err(StartError::NoRuntime)));
 }
 
+fn runtime() -> tokio::runtime::Runtime {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime")
+}
+
+fn real(server: &harness::Server, protocol: Protocol, token: &str) -> PublisherSettings {
+    let url = format!("http://{}", server.address);
+    PublisherSettings { protocol, ..PublisherSettings::new(url, token) }
+}
+
 #[test]
 fn the_real_server_takes_batches_and_delivers_each_event_once() {
     let server = harness::Server::start("");
-    let mut viewer = server.viewer("mei", "r");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.expect("a runtime");
-    let stats = runtime.block_on(async {
+    for (protocol, name) in [(Protocol::Http, "h"), (Protocol::Grpc, "g")] {
+        let mut viewer = server.viewer("mei", name);
         let token = server.token("im", "publisher", &["*"]);
-        let url = format!("http://{}", server.address);
-        let publisher = start(PublisherSettings::new(url, token));
-        let chat = publish_many(&publisher, "r", "chat", 0..200);
-        let numbered = outcomes(chat).await;
-        assert_eq!(numbered[199], Outcome::Accepted { seq: Some(200) });
-        assert_eq!(accepted(&numbered), 200);
-        let again = outcomes(publish_many(&publisher, "r", "chat", 0..1)).await;
-        assert_eq!(again, [Outcome::Accepted { seq: Some(1) }], "an id is taken once");
-        let bad = NewEvent { key: Some("k".repeat(500)), ..event("long", "chat") };
-        let refused = within(publisher.publish(&room("r"), bad).expect("taken")).await;
-        assert!(matches!(refused, Outcome::Rejected(r) if r.code == "bad_key"));
-        outcomes(publish_many(&publisher, "r", "red_packet", 999..1_000)).await;
-        within(publisher.close()).await
-    });
-    assert_eq!((stats.accepted, stats.shed_locally, stats.failed), (202, 0, 0), "{stats:?}");
-    assert!(stats.requests < 50, "events travel together: {stats:?}");
-    let mut ids = Vec::new();
-    while ids.last().is_none_or(|id| id != "999") {
-        let frame = viewer.expect("frame");
-        let events = frame["events"].as_array().expect("events").clone();
-        ids.extend(events.iter().map(|event| event["id"].as_str().expect("an id").to_owned()));
+        let stats = runtime().block_on(async {
+            let publisher = ready(real(&server, protocol, &token)).await;
+            let numbered = outcomes(publish_many(&publisher, name, "chat", 0..200)).await;
+            assert_eq!(numbered[199], Outcome::Accepted { seq: Some(200) });
+            assert_eq!(accepted(&numbered), 200);
+            let again = outcomes(publish_many(&publisher, name, "chat", 0..1)).await;
+            assert_eq!(again, [Outcome::Accepted { seq: Some(1) }], "an id is taken once");
+            let bad = NewEvent { key: Some("k".repeat(500)), ..event("long", "chat") };
+            let refused = within(publisher.publish(&room(name), bad).expect("taken")).await;
+            assert!(matches!(&refused, Outcome::Rejected(r) if r.code == "bad_key"), "{refused:?}");
+            let bytes = Content::Bytes(Bytes::from_static(&[0xff, 0]));
+            let packet = NewEvent { payload: bytes, ..event("999", "red_packet") };
+            within(publisher.publish(&room(name), packet).expect("taken")).await;
+            within(publisher.close()).await
+        });
+        assert_eq!((stats.accepted, stats.shed_locally, stats.failed), (202, 0, 0), "{stats:?}");
+        assert!(stats.requests < 50, "events travel together: {stats:?}");
+        assert!(stats.level.is_some(), "every answer carries the level");
+        let mut events = Vec::new();
+        while events.last().is_none_or(|event: &Value| event["id"] != "999") {
+            let frame = viewer.expect("frame");
+            events.extend(frame["events"].as_array().expect("events").clone());
+        }
+        let ids: Vec<_> = events.iter().map(|event| event["id"].as_str().expect("an id")).collect();
+        let wanted: Vec<String> = (0..200).chain([999]).map(|id| id.to_string()).collect();
+        assert_eq!(ids, wanted);
+        let last = &events[200];
+        assert_eq!((&last["payload"], &last["encoding"]), (&json!("/wA="), &json!("base64")));
     }
-    let wanted: Vec<String> = (0..200).chain([999]).map(|id| id.to_string()).collect();
-    assert_eq!(ids, wanted);
+}
+
+#[test]
+fn tokens_rooms_and_sizes_are_refused_alike_by_both_protocols() {
+    let server = harness::Server::start("[ingress]\nmax_events_per_request = 10");
+    for (protocol, name) in [(Protocol::Http, "h"), (Protocol::Grpc, "g")] {
+        runtime().block_on(async {
+            let publisher = start(real(&server, protocol, "nonsense"));
+            let refused = outcomes(publish_many(&publisher, name, "chat", 0..1)).await;
+            let code = |o: &Outcome| match o {
+                Outcome::Rejected(refusal) => refusal.code.clone(),
+                other => format!("{other:?}"),
+            };
+            assert_eq!(code(&refused[0]), "token_malformed", "{protocol:?}");
+            publisher.set_token(&server.token("im", "publisher", &[name])).expect("a token");
+            let taken = outcomes(publish_many(&publisher, name, "chat", 1..101)).await;
+            assert_eq!(accepted(&taken), 100, "in parts: {taken:?}");
+            assert_eq!(taken[99], Outcome::Accepted { seq: Some(100) }, "and in order");
+            let elsewhere = outcomes(publish_many(&publisher, "other", "chat", 0..1)).await;
+            assert_eq!(code(&elsewhere[0]), "forbidden_room", "{protocol:?}");
+            balanced(&within(publisher.close()).await, 102);
+        });
+    }
+}
+
+#[test]
+fn a_server_that_leaves_takes_nobody_with_it() {
+    for protocol in [Protocol::Http, Protocol::Grpc] {
+        let server = harness::Server::start("");
+        let token = server.token("im", "publisher", &["*"]);
+        runtime().block_on(async {
+            let publisher = start(real(&server, protocol, &token));
+            assert_eq!(accepted(&outcomes(publish_many(&publisher, "r", "chat", 0..10)).await), 10);
+            server.terminate();
+            assert!(server.wait().success());
+            let left = outcomes(publish_many(&publisher, "r", "chat", 10..20)).await;
+            let connect = |o: &Outcome| matches!(o, Outcome::Failed(Failure::Connect(_)));
+            assert!(left.iter().all(connect), "{protocol:?}: {left:?}");
+            balanced(&within(publisher.close()).await, 20);
+        });
+    }
 }
 
 fn tidegate_publish(arguments: &[&str]) -> (Option<i32>, String, String) {

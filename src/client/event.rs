@@ -84,6 +84,13 @@ impl NewEvent {
         Self { id: id.into(), kind: kind.into(), ..Self::default() }
     }
 
+    /// What is left of its time to live at this age, in milliseconds. What is left
+    /// of a last one is still worth sending.
+    pub(super) fn ttl_left_ms(&self, age: Duration) -> Option<u64> {
+        let left = self.ttl?.saturating_sub(age).as_millis();
+        Some(u64::try_from(left).unwrap_or(u64::MAX).max(1))
+    }
+
     /// What it counts for in the bounds of queue and batch.
     pub(super) fn bytes(&self) -> usize {
         let key = self.key.as_ref().map_or(0, String::len);
@@ -126,7 +133,6 @@ pub(super) fn write_json(
             (&*encoded, Some("base64"))
         }
     };
-    let left = event.ttl.map(|ttl| ttl.saturating_sub(age).as_millis());
     let fields = Fields {
         id: &event.id,
         kind: &event.kind,
@@ -135,8 +141,7 @@ pub(super) fn write_json(
         encoding,
         key: event.key.as_deref(),
         amount: event.amount,
-        // What is left of a last millisecond is still worth sending.
-        ttl_ms: left.map(|left| u64::try_from(left).unwrap_or(u64::MAX).max(1)),
+        ttl_ms: event.ttl_left_ms(age),
     };
     serde_json::to_writer(out, &fields)
 }

@@ -23,18 +23,36 @@ const IDLE_CONNECTIONS: usize = 8;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A server's HTTP interface.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(super) struct Http {
     client: reqwest::Client,
     /// Without a slash at its end.
     base: Arc<str>,
-    authorization: Arc<RwLock<HeaderValue>>,
+    authorization: Authorization,
 }
 
-impl fmt::Debug for Http {
+/// What requests carry as `authorization`; may be replaced at any time.
+#[derive(Clone)]
+pub(super) struct Authorization(Arc<RwLock<HeaderValue>>);
+
+impl Authorization {
+    pub(super) fn new(value: HeaderValue) -> Self {
+        Self(Arc::new(RwLock::new(value)))
+    }
+
+    pub(super) fn set(&self, value: HeaderValue) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = value;
+    }
+
+    pub(super) fn get(&self) -> HeaderValue {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl fmt::Debug for Authorization {
     /// Keeps the token out of logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Http").field("base", &self.base).finish_non_exhaustive()
+        f.write_str("Authorization(..)")
     }
 }
 
@@ -72,7 +90,7 @@ impl Http {
     /// A server at `base` (`http://host:port`), whose answers may take `timeout`.
     pub(super) fn new(
         base: &str,
-        authorization: HeaderValue,
+        authorization: Authorization,
         timeout: Duration,
     ) -> Result<Self, reqwest::Error> {
         let client = reqwest::Client::builder()
@@ -83,16 +101,7 @@ impl Http {
             .redirect(reqwest::redirect::Policy::none())
             .build()?;
         let base = base.trim_end_matches('/').into();
-        Ok(Self { client, base, authorization: Arc::new(RwLock::new(authorization)) })
-    }
-
-    /// Requests from now on carry this.
-    pub(super) fn set_authorization(&self, value: HeaderValue) {
-        *self.authorization.write().unwrap_or_else(PoisonError::into_inner) = value;
-    }
-
-    fn authorization(&self) -> HeaderValue {
-        self.authorization.read().unwrap_or_else(PoisonError::into_inner).clone()
+        Ok(Self { client, base, authorization })
     }
 
     /// See [`Transport::table`](super::transport::Transport::table).
@@ -136,7 +145,7 @@ impl Http {
         &self,
         request: reqwest::RequestBuilder,
     ) -> Result<(StatusCode, HeaderMap, Vec<u8>), Failure> {
-        let request = request.header(AUTHORIZATION, self.authorization());
+        let request = request.header(AUTHORIZATION, self.authorization.get());
         let mut response = request.send().await.map_err(|error| failure(&error))?;
         let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
         let mut body = Vec::new();

@@ -1,4 +1,4 @@
-//! How requests reach a server. One way today; a second is a variant here.
+//! How requests reach a server.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::event::NewEvent;
+use super::grpc::Grpc;
 use super::http::Http;
 use super::outcome::{Failure, Refusal};
 use super::priorities::Table;
@@ -23,6 +24,8 @@ const DEFAULT_TTL: Duration = Duration::from_secs(1);
 pub(super) enum Transport {
     /// `POST /v1/rooms/{room}/events`.
     Http(Http),
+    /// `tidegate.v1.Publisher/Publish`; the table by HTTP, at the same address.
+    Grpc(Http, Grpc),
 }
 
 /// The server's answer to a batch.
@@ -55,7 +58,7 @@ impl Transport {
     /// Asks for the table of priorities. `Ok(None)`: the server has none for us.
     pub(super) async fn table(&self) -> Result<Option<Table>, Failure> {
         match self {
-            Transport::Http(http) => http.table().await,
+            Transport::Http(http) | Transport::Grpc(http, _) => http.table().await,
         }
     }
 
@@ -67,6 +70,7 @@ impl Transport {
     ) -> Result<Answer, Failure> {
         match self {
             Transport::Http(http) => http.publish(room, events).await,
+            Transport::Grpc(_, grpc) => grpc.publish(room, events).await,
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The publisher's task: judges, sends, learns, sends again.
 //!
 //! One task drives everything, requests included: they are futures it polls, not
-//! tasks of their own, so that whatever ends the task ends all of them.
+//! tasks of their own, so that whatever ends the task ends all of them. (A gRPC
+//! stream has a task that reads it; the transport owns it, and this one that.)
 
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;

@@ -328,8 +328,12 @@ async fn what_is_beyond_the_level_is_refused_and_every_answer_tells_the_level() 
     assert_eq!(waits, [false, false, true, true]);
     let admission = answer.admission.expect("the level");
     assert_eq!((admission.business, admission.user), (1, 127));
-    let elsewhere = v1::PublishRequest { room: "no room".into(), ..request(2, "", vec![]) };
-    assert!(stream.ask(&elsewhere).await.admission.is_some(), "refusals tell it, too");
+    let refused = stream.ask(&request(2, "no room", vec![])).await;
+    assert_eq!(refused.admission.map(|level| level.business), Some(1), "refusals tell it, too");
+    // Over HTTP as well: who is refused whole must not think the door open.
+    let token = server.token("im", "publisher", &["*"]);
+    let (status, body) = server.http("POST", "/v1/rooms/r/events", Some(&token), "garbage");
+    assert_eq!((status, &body["admission"]["business"]), (400, &json!(1)), "{body}");
     pin(&server, json!({}));
     let answer = stream.ask(&request(3, "r", events(3))).await;
     assert_eq!(codes(&answer), ["accepted"; 4]);

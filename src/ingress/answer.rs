@@ -46,17 +46,25 @@ pub struct ApiError {
     pub reason: String,
     /// Trying again may help.
     pub temporary: bool,
+    /// The level to tell; until somebody sets it, everything is admitted.
+    pub advice: Advice,
 }
 
 impl ApiError {
     /// One that trying again will not mend.
     pub fn new(status: StatusCode, code: &'static str, reason: impl Into<String>) -> Self {
-        Self { status, code, reason: reason.into(), temporary: false }
+        Self { status, code, reason: reason.into(), temporary: false, advice: Advice::OPEN }
     }
 
     /// One that passes.
     pub fn temporary(status: StatusCode, code: &'static str, reason: impl Into<String>) -> Self {
         Self { temporary: true, ..Self::new(status, code, reason) }
+    }
+
+    /// The same, telling this level.
+    #[must_use]
+    pub fn beside(self, advice: Advice) -> Self {
+        Self { advice, ..self }
     }
 }
 
@@ -83,7 +91,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response<Body> {
         let fields =
             ErrorFields { code: self.code, reason: &self.reason, temporary: self.temporary };
-        let body = ErrorBody { error: fields, admission: Advice::OPEN.into() };
+        let body = ErrorBody { error: fields, admission: self.advice.into() };
         let bytes = serde_json::to_vec(&body).unwrap_or_default();
         let mut response = json(self.status, bytes);
         if self.status == StatusCode::UNAUTHORIZED {

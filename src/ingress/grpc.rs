@@ -214,7 +214,7 @@ impl Talk {
                 let error = draining();
                 self.end = Some(End::Broken(status(&error)));
                 self.count("draining");
-                Some(Ok(refusal(0, &error)))
+                Some(Ok(refusal(0, &error, self.api.shards.tightest_advice())))
             }
         }
     }
@@ -249,7 +249,7 @@ impl Talk {
                 Err(error) => Err(error),
             };
             api.stats.grpc_request(done.as_ref().map_or_else(|error| error.code, |_| "answered"));
-            done.unwrap_or_else(|error| refusal(number, &error))
+            done.unwrap_or_else(|error| refusal(number, &error, api.shards.tightest_advice()))
         }));
     }
 

@@ -162,17 +162,23 @@ async fn publish(
     Path(room): Path<String>,
     request: Request,
 ) -> Result<Response<Body>, ApiError> {
-    let (grant, room) = authorize(&api, request.headers(), &room)?;
+    let published = take(&api, &room, request).await;
+    // An upstream that is refused must not take it for an open door.
+    published.map_err(|error| error.beside(api.shards.tightest_advice()))
+}
+
+async fn take(api: &Api, room: &str, request: Request) -> Result<Response<Body>, ApiError> {
+    let (grant, room) = authorize(api, request.headers(), room)?;
     may_publish(&grant)?;
     require_json(request.headers())?;
-    let body = read_body(&api, request).await?;
+    let body = read_body(api, request).await?;
     let parsed: PublishBody<'_> = serde_json::from_slice(&body).map_err(|error| {
         ApiError::new(StatusCode::BAD_REQUEST, "malformed_body", error.to_string())
     })?;
     if parsed.events.len() > api.max_events {
-        return Err(too_many_events(&api));
+        return Err(too_many_events(api));
     }
-    let mut batch = Batch::new(&api, &grant, room, parsed.events.len());
+    let mut batch = Batch::new(api, &grant, room, parsed.events.len());
     for event in &parsed.events {
         let head = Head { id: &event.id, kind: &event.kind, user: &event.user };
         if !batch.opens(&head) {

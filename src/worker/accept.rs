@@ -525,10 +525,10 @@ fn not_over_http2(edge: &Edge) -> Response<Body> {
 
 async fn respond(edge: &Edge, outcome: &Outcome, request: Request<Incoming>) -> Response<Body> {
     if !take_place(edge, outcome) {
-        return unavailable("busy", "too many HTTP connections");
+        return unavailable(edge, "busy", "too many HTTP connections");
     }
     if edge.draining.load(Ordering::Relaxed) && request.method() == Method::POST {
-        return unavailable("draining", "the server is leaving; try another");
+        return unavailable(edge, "draining", "the server is leaving; try another");
     }
     match edge.router.clone().oneshot(request.map(Body::new)).await {
         Ok(response) => response,
@@ -536,9 +536,10 @@ async fn respond(edge: &Edge, outcome: &Outcome, request: Request<Incoming>) -> 
     }
 }
 
-fn unavailable(code: &'static str, reason: &str) -> Response<Body> {
-    let mut response =
-        error_response(ApiError::temporary(StatusCode::SERVICE_UNAVAILABLE, code, reason));
+fn unavailable(edge: &Edge, code: &'static str, reason: &str) -> Response<Body> {
+    let error = ApiError::temporary(StatusCode::SERVICE_UNAVAILABLE, code, reason);
+    let advice = edge.api.as_ref().map_or(error.advice, |api| api.shards.tightest_advice());
+    let mut response = error_response(error.beside(advice));
     let close = axum::http::HeaderValue::from_static("close");
     response.headers_mut().insert(axum::http::header::CONNECTION, close);
     response

@@ -184,13 +184,13 @@ fn result(id: String, verdict: Verdict) -> v1::PublishResult {
 }
 
 /// The answer to a request that was not taken; 0: about the whole stream.
-pub(super) fn refusal(request: u64, error: &ApiError) -> v1::PublishResponse {
+pub(super) fn refusal(request: u64, error: &ApiError, advice: Advice) -> v1::PublishResponse {
     let error = v1::PublishError {
         code: error.code.to_owned(),
         reason: error.reason.clone(),
         temporary: error.temporary,
     };
-    let admission = Some(admission(Advice::OPEN));
+    let admission = Some(admission(advice));
     v1::PublishResponse { request, results: Vec::new(), admission, error: Some(error) }
 }
 

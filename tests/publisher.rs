@@ -511,7 +511,12 @@ fn the_real_server_takes_batches_and_delivers_each_event_once() {
         let token = server.token("im", "publisher", &["*"]);
         let stats = runtime().block_on(async {
             let publisher = ready(real(&server, protocol, &token)).await;
-            let numbered = outcomes(publish_many(&publisher, name, "chat", 0..200)).await;
+            // Nobody's: a server that is busy takes users in the order of their levels.
+            let chat = (0..200).map(|id| {
+                let chat = NewEvent { user: String::new(), ..event(id, "chat") };
+                publisher.publish(&room(name), chat).expect("room for it")
+            });
+            let numbered = outcomes(chat.collect()).await;
             assert_eq!(numbered[199], Outcome::Accepted { seq: Some(200) });
             assert_eq!(accepted(&numbered), 200);
             let again = outcomes(publish_many(&publisher, name, "chat", 0..1)).await;
@@ -555,11 +560,54 @@ fn tokens_rooms_and_sizes_are_refused_alike_by_both_protocols() {
             publisher.set_token(&server.token("im", "publisher", &[name])).expect("a token");
             let taken = outcomes(publish_many(&publisher, name, "chat", 1..101)).await;
             assert_eq!(accepted(&taken), 100, "in parts: {taken:?}");
-            assert_eq!(taken[99], Outcome::Accepted { seq: Some(100) }, "and in order");
             let elsewhere = outcomes(publish_many(&publisher, "other", "chat", 0..1)).await;
             assert_eq!(code(&elsewhere[0]), "forbidden_room", "{protocol:?}");
             balanced(&within(publisher.close()).await, 102);
         });
+    }
+}
+
+/// Admits of chat what users up to level 63 say.
+fn pin_half_of_chat(server: &harness::Server) {
+    let operator = server.token("ops", "operator", &["*"]);
+    let body = r#"{"business":3,"user":63}"#;
+    let request = format!(
+        "POST /admission/pin HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\
+         Authorization: Bearer {operator}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let (status, answer) = harness::exchange(server.admin, request.as_bytes());
+    assert!((200..300).contains(&status), "{status} {answer}");
+}
+
+#[test]
+fn what_is_shed_here_is_what_the_real_server_would_refuse() {
+    let server = harness::Server::start("");
+    pin_half_of_chat(&server);
+    for (protocol, name) in [(Protocol::Http, "h"), (Protocol::Grpc, "g")] {
+        let token = server.token("im", "publisher", &["*"]);
+        let (ended, stats) = runtime().block_on(async {
+            let publisher = ready(real(&server, protocol, &token)).await;
+            let first = outcomes(publish_many(&publisher, name, "gift", 1_000..1_001)).await;
+            assert_eq!(accepted(&first), 1);
+            let ended = outcomes(publish_many(&publisher, name, "chat", 0..400)).await;
+            (ended, within(publisher.close()).await)
+        });
+        let shed: Vec<usize> =
+            (0..400).filter(|&id| matches!(ended[id], Outcome::ShedLocally { .. })).collect();
+        assert!((100..300).contains(&shed.len()), "about half: {}", shed.len());
+        // What was sent is taken, but for the probes.
+        let probes = stats.caller.probes as usize;
+        assert_eq!(stats.rejections() as usize, probes, "{stats:?}");
+        assert_eq!(accepted(&ended), 400 - shed.len() - probes);
+        let events = shed.iter().map(
+            |id| json!({"id": format!("again-{id}"), "kind": "chat", "user": format!("user-{id}")}),
+        );
+        let (_, answer) = server.publish(name, events.collect());
+        let results = answer["results"].as_array().expect("results");
+        let refused = |result: &Value| result["code"] == "overloaded";
+        assert!(results.len() == shed.len() && results.iter().all(refused), "{answer}");
     }
 }
 

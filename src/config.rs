@@ -312,7 +312,8 @@ pub struct AdmissionConfig {
     /// New joins per shard that may wait in line under overload; further ones are
     /// refused. Default 10000.
     pub held_joins: usize = 10_000,
-    /// Milliseconds that a join waits in line at most. Default 2 s.
+    /// Milliseconds that a join waits in line at most, and never more than half of
+    /// `websocket.join_timeout_ms`. Default 2 s.
     pub hold_ms: u64 = 2_000,
 }
 }
@@ -327,9 +328,9 @@ pub struct Limits {
     pub room_events_per_second: u32 = 0,
     /// Events at once in one room. Default 2000.
     pub room_burst: u32 = 2_000,
-    /// Events a second of one user, in all rooms of one home shard. Default 50,
-    /// more than anybody taps; who counts for a user sends an `amount`.
-    pub user_events_per_second: u32 = 50,
+    /// Events a second of one user, in all rooms of one home shard. Default 0:
+    /// upstreams also send in the name of users that are services.
+    pub user_events_per_second: u32 = 0,
     /// Events at once of one user. Default 100.
     pub user_burst: u32 = 100,
     /// Events a second of all clients of one type (the token's `client`, or else

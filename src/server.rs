@@ -164,7 +164,8 @@ impl Plan {
             pong_timeout: millis(config.websocket.pong_timeout_ms),
             hold: HoldSettings {
                 most: config.admission.held_joins,
-                patience: millis(config.admission.hold_ms),
+                // Whoever waits must hear of it before it is closed for not joining.
+                patience: millis(config.admission.hold_ms.min(config.websocket.join_timeout_ms / 2)),
             },
             reconnect_spread: millis(config.server.reconnect_spread_ms),
             seed,

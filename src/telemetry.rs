@@ -319,6 +319,11 @@ fn shards(text: &mut Text, scrape: &Scrape<'_>) {
     for (index, queued) in scrape.queued.iter().enumerate() {
         text.sample(name, &[("shard", &index.to_string())], *queued as f64);
     }
+    let name = "tidegate_shard_lag_seconds";
+    text.head(name, "gauge", "How long a task of the shard's thread waits for its turn.");
+    for (index, edge) in scrape.edges.iter().enumerate() {
+        text.sample(name, &[("shard", &index.to_string())], edge.lag().as_secs_f64());
+    }
     let name = "tidegate_shard_busy_seconds_total";
     text.head(name, "counter", "Time a shard's loop spent working; 1 s per second is all it has.");
     for (index, shard) in scrape.shards.iter().enumerate() {

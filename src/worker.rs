@@ -22,9 +22,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, spawn_local};
 
 use self::accept::{Arrival, Edge};
 use crate::clock::Clock;
+use crate::ingress::stats::EdgeStats;
 use crate::shard::Shard;
 use crate::shard::peers::{Inbox, Message};
 use crate::transport::websocket::reader::{Listener, Reader};
@@ -41,6 +43,30 @@ pub struct ReadLimits {
     pub max_message: usize,
     /// A message that was begun must be complete within this.
     pub message_timeout: Duration,
+}
+
+/// How often the lag is measured.
+const LAG_EVERY: Duration = Duration::from_millis(50);
+
+/// Measures how long tasks of this thread wait for their turn: requests are
+/// such tasks, and lie in their sockets for that long before anybody sees them.
+async fn measure_lag(clock: Clock, stats: Arc<EdgeStats>) {
+    loop {
+        let due = clock.now() + LAG_EVERY;
+        tokio::time::sleep_until(clock.instant(due).into()).await;
+        // A timer is a millisecond late by its wheel.
+        let late = clock.now().since(due).saturating_sub(Duration::from_millis(1));
+        stats.lag_micros.store(late.as_micros() as u64, Ordering::Relaxed);
+    }
+}
+
+/// Ends a task with its owner.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// See the module's documentation.
@@ -80,6 +106,8 @@ impl<L: Listener> Worker<L> {
     /// The readiness queue's.
     pub async fn run(mut self) -> io::Result<()> {
         let started = self.clock.now();
+        let probe = spawn_local(measure_lag(self.clock, Arc::clone(&self.edge.stats)));
+        let _ended_with_the_worker = AbortOnDrop(probe.abort_handle());
         let metrics = tokio::runtime::Handle::current().metrics();
         // Requests and handshakes are work too: only the runtime knows when
         // the thread truly slept.

@@ -367,10 +367,10 @@ fn fields_that_contradict_one_another_are_refused() {
 
 #[test]
 fn fixed_limits_reach_the_server_and_zero_is_none() {
-    let config = load("[limits]\nroom_events_per_second = 7\nroom_burst = 9\nkeys = 5\n").unwrap();
+    let config = load("[limits]\nroom_events_per_second = 7\nroom_burst = 9\nkeys = 5\nuser_events_per_second = 50\n").unwrap();
     let settings = config.limit_settings(3);
     assert_eq!(settings.room, Rate::new(7, 9));
-    assert_eq!(settings.user, Rate::new(50, 100), "the default");
+    assert_eq!(settings.user, Rate::new(50, 100), "the default burst");
     assert_eq!((settings.client, settings.application), (None, None));
     assert_eq!((settings.keys, settings.seed), (5, 3));
     for (text, path) in [

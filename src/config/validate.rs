@@ -173,8 +173,6 @@ fn admission(config: &Config, check: &mut Check) {
     check.range("admission.level_ttl_ms", admission.level_ttl_ms, 100..=60_000);
     check.range("admission.held_joins", admission.held_joins, 0..=1_000_000);
     check.range("admission.hold_ms", admission.hold_ms, 10..=60_000);
-    let join = config.websocket.join_timeout_ms;
-    check.at_most("admission.hold_ms", admission.hold_ms as usize, "websocket.join_timeout_ms", join as usize);
 }
 
 fn delivery_and_ingress(config: &Config, check: &mut Check) {

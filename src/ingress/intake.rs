@@ -204,6 +204,9 @@ impl Gate {
 pub struct Batch<'a> {
     api: &'a Api,
     room: RoomId,
+    /// When its reading began.
+    begun: Time,
+    /// When it arrived, as far as can be told.
     now: Time,
     gate: Gate,
     /// The events after the first so many are over a limit.
@@ -224,7 +227,9 @@ impl<'a> Batch<'a> {
             gate: Gate::of(api, &room, now),
             api,
             room,
-            now,
+            begun: now,
+            // It lay in its socket for as long as a task waits at present.
+            now: now - api.stats.lag(),
             limited,
             events: Vec::with_capacity(count),
             verdicts: Vec::with_capacity(count),
@@ -271,7 +276,7 @@ impl<'a> Batch<'a> {
     pub fn hand_over(mut self) -> Pending {
         let admission = self.gate.advice;
         let (reply, answer) = oneshot::channel();
-        let parsed = self.api.clock.now().since(self.now);
+        let parsed = self.api.clock.now().since(self.begun);
         if !self.gate.shunned.is_empty() {
             let message =
                 Message::Shunned { room: self.room.clone(), priorities: self.gate.shunned };

@@ -2,6 +2,7 @@
 //! thread, so that the atomics are shared with nobody but a scrape.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Routes, as metrics name them.
 pub const ROUTES: [&str; 9] =
@@ -43,6 +44,9 @@ pub const GRPC_RESULTS: [&str; 6] =
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub struct EdgeStats {
+    /// How long a task of the shard's thread waits for its turn, in
+    /// microseconds: the last measurement.
+    pub lag_micros: AtomicU64,
     /// Sockets taken from the listener.
     pub accepted: AtomicU64,
     /// Sockets turned away at the connection limit.
@@ -62,6 +66,12 @@ pub struct EdgeStats {
 }
 
 impl EdgeStats {
+    /// How long whoever is served now has waited for its turn.
+    #[must_use]
+    pub fn lag(&self) -> Duration {
+        Duration::from_micros(self.lag_micros.load(Ordering::Relaxed))
+    }
+
     /// Counts an answered request.
     pub fn request(&self, route: &str, status: u16) {
         let route = position(&ROUTES, route);

@@ -4,6 +4,11 @@ use super::{Scrape, Text};
 use crate::engine::admission::Shed;
 use crate::shard::stats::{IntakeStats, ShardStats};
 
+/// Name, help and value of a number per shard.
+type Gauge = (&'static str, &'static str, fn(&IntakeStats) -> f64);
+/// Name, help and counts by reason and tier.
+type Table = (&'static str, &'static str, fn(&IntakeStats) -> &[[u64; 64]; 3]);
+
 pub(super) fn overload(text: &mut Text, total: &ShardStats, scrape: &Scrape<'_>) {
     text.histogram(
         "tidegate_event_queueing_seconds",
@@ -24,7 +29,7 @@ pub(super) fn overload(text: &mut Text, total: &ShardStats, scrape: &Scrape<'_>)
             text.sample(name, &[("shard", shard), ("part", part)], value);
         }
     });
-    let gauges: [(&str, &str, fn(&IntakeStats) -> f64); 7] = [
+    let gauges: [Gauge; 7] = [
         (
             "tidegate_admission_pinned",
             "Whether the level is an operator's.",
@@ -93,7 +98,7 @@ fn tiers(text: &mut Text, scrape: &Scrape<'_>) {
         let started = sum(|intake, tier| intake.admission.started[tier], *tier);
         text.sample(name, &[("tier", &tier.to_string())], started as f64);
     }
-    let tables: [(&str, &str, fn(&IntakeStats) -> &[[u64; 64]; 3]); 2] = [
+    let tables: [Table; 2] = [
         (
             "tidegate_admission_refused_total",
             "Events refused by overload control, by tier and reason.",

@@ -4,6 +4,7 @@
 //! work without any preparation: the server leaves a development key where only
 //! its user can read it, and the other commands take it from there.
 
+mod admission;
 mod check;
 mod duration;
 mod logging;
@@ -39,6 +40,8 @@ enum Command {
     Watch(watch::Arguments),
     /// Publish an event, or one per line of standard input.
     Publish(publish::Arguments),
+    /// See and overrule overload control, as an operator.
+    Admission(admission::Arguments),
 }
 
 /// Runs what the process was asked for, and says how it went: 0 well, 1 not, 2
@@ -51,6 +54,7 @@ pub fn main() -> ExitCode {
         Command::Token(arguments) => token::run(&arguments),
         Command::Watch(arguments) => watch::run(arguments),
         Command::Publish(arguments) => publish::run(&arguments),
+        Command::Admission(arguments) => admission::run(&arguments),
     };
     done.unwrap_or_else(|error| {
         eprintln!("tidegate: {error:#}");
@@ -98,11 +102,14 @@ mod tests {
             "tidegate watch r --url ws://127.0.0.1:1 --token t --json",
             "tidegate publish r chat {\"a\":1} --key k --amount -3 --ttl-ms 5 --id i --user u",
             "tidegate publish r chat -",
+            "tidegate admission show",
+            "tidegate admission pin 3 64 --url http://127.0.0.1:1",
+            "tidegate admission silence r like --for 10m --token t",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
         for line in
-            ["tidegate watch a/b", "tidegate token --room a", "tidegate token --user u --ttl 1y"]
+            ["tidegate admission pin", "tidegate watch a/b", "tidegate token --room a", "tidegate token --user u --ttl 1y"]
         {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

@@ -197,6 +197,10 @@ impl Watch {
                     }
                     Step::PingInterval(interval) => ping_interval = interval,
                     Step::Goaway(after) => goaway = Some(after),
+                    Step::Again(after, why) => {
+                        let why = terminal::clean(&why, 500);
+                        return End::Again { after: Some(after), why };
+                    }
                     Step::Stop(why) => return End::Stop(terminal::clean(&why, 500)),
                 }
             }

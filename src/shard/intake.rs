@@ -100,7 +100,7 @@ pub struct Intake {
     pub refused: [u64; Refusal::COUNT],
     /// From the socket to the room.
     pub queueing: Histogram,
-    refusals_seen: u64,
+    evictions_seen: u64,
 }
 
 impl Intake {
@@ -129,7 +129,7 @@ impl Intake {
             silenced: HashMap::new(),
             refused: [0; Refusal::COUNT],
             queueing: Histogram::new(AGE_BOUNDS),
-            refusals_seen: 0,
+            evictions_seen: 0,
         }
     }
 
@@ -254,15 +254,17 @@ impl Intake {
     pub fn tick(&mut self, idle: Duration, now: Time) -> bool {
         self.admission.rested(idle);
         self.admission.tick(now);
-        let queueing = self.admission.queueing_now(now).as_secs_f64();
-        let evicted: u64 = self.admission.stats.shed.iter().flatten().sum();
-        let refusing = !self.admission.level().is_open() || evicted > self.refusals_seen;
-        let pressure =
-            Pressure { queueing: queueing / self.threshold.as_secs_f64().max(1e-6), refusing };
-        if self.ladder.next_step() <= now {
-            self.refusals_seen = evicted;
+        if now < self.ladder.next_step() {
+            return false;
         }
-        self.ladder.step(pressure, now)
+        let queueing = self.admission.queueing_now(now).as_secs_f64();
+        let evicted = self.admission.stats.shed[Shed::Evicted as usize].iter().sum();
+        // An operator's level says nothing of pressure.
+        let tight = !self.admission.is_pinned() && !self.admission.level().is_open();
+        let refusing = tight || evicted > self.evictions_seen;
+        self.evictions_seen = evicted;
+        let queueing = queueing / self.threshold.as_secs_f64().max(1e-6);
+        self.ladder.step(Pressure { queueing, refusing }, now)
     }
 
     /// When [`tick`](Self::tick) has something to do: soon, unless all is quiet.

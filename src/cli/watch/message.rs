@@ -94,6 +94,7 @@ pub(super) struct Failure {
     pub(super) code: String,
     pub(super) reason: String,
     pub(super) temporary: bool,
+    pub(super) retry_after_ms: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -24,6 +24,8 @@ pub(super) enum Step {
     PingInterval(Duration),
     /// When the connection ends, come back after this long.
     Goaway(Duration),
+    /// The join was refused for now: connect again after this.
+    Again(Duration, String),
     /// There is no use in coming back.
     Stop(String),
 }
@@ -105,8 +107,11 @@ impl Room {
         }
         if let Some(failure) = &incoming.error {
             self.gone |= failure.code == "history_gone";
+            let why = || format!("{}: {}", failure.code, failure.reason);
             if !self.joined && !failure.temporary {
-                steps.push(Step::Stop(format!("{}: {}", failure.code, failure.reason)));
+                steps.push(Step::Stop(why()));
+            } else if let Some(after) = failure.retry_after_ms.filter(|_| !self.joined) {
+                steps.push(Step::Again(Duration::from_millis(after), why()));
             }
         }
         if let Some(joined) = &incoming.joined {
@@ -307,6 +312,9 @@ mod tests {
             )
         };
         assert!(room.receive(&error(true)).is_empty());
+        let later = parse(r#"{"error":{"code":"c","temporary":true,"retry_after_ms":7}}"#);
+        let again = Step::Again(Duration::from_millis(7), "c: ".into());
+        assert_eq!(room.receive(&later), [again]);
         assert_eq!(room.receive(&error(false)), [Step::Stop("c: r".into())]);
         assert!(joined_at(1, 0).receive(&error(false)).is_empty(), "about something else");
     }

@@ -170,7 +170,13 @@ class Connection {
         break;
       case "error":
         this.refusal = `${body.code}: ${body.reason}`;
-        if (!this.joined && body.temporary === false) this.stop(this.refusal);
+        if (this.joined) break;
+        if (body.temporary === false) this.stop(this.refusal);
+        else if (body.retry_after_ms != null) {
+          // Nobody is let in at the moment: come back when told, on a new connection.
+          this.goaway = { reconnect_after_ms: body.retry_after_ms };
+          this.socket?.close();
+        }
         break;
     }
     this.on.message(name, body, data);

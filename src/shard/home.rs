@@ -332,7 +332,8 @@ impl Homes {
     /// Whether any room still holds events that have not left.
     #[must_use]
     pub fn has_pending(&self) -> bool {
-        self.rooms.values().any(|h| h.room.is_going_out() || h.room.next_flush().is_some())
+        !self.intake.is_empty()
+            || self.rooms.values().any(|h| h.room.is_going_out() || h.room.next_flush().is_some())
     }
 
     /// Adds what the rooms counted.

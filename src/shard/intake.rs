@@ -28,6 +28,8 @@ use crate::limits::{LimitSettings, RoomLimits};
 const IN_ORDER: Duration = Duration::from_millis(10);
 /// Events taken together when more waits.
 const BATCH: usize = 64;
+/// Between two ticks that nothing but time calls for.
+const LEAST_SLEEP: Duration = Duration::from_millis(10);
 /// Kinds that operators may have silenced at once.
 const MAX_SILENCED: usize = 1_024;
 
@@ -90,6 +92,7 @@ pub struct Intake {
     callers: Vec<Option<Caller>>,
     free: Vec<u32>,
     order: u64,
+    ticked: Time,
     draws: u64,
     shed: Vec<(Entry<Queued>, Shed)>,
     ready: std::collections::VecDeque<Queued>,
@@ -121,6 +124,7 @@ impl Intake {
             callers: Vec::new(),
             free: Vec::new(),
             order: 0,
+            ticked: now,
             draws: settings.seed as u64,
             shed: Vec::new(),
             ready: std::collections::VecDeque::new(),
@@ -252,6 +256,7 @@ impl Intake {
     /// Ends windows and takes steps on the ladder. `idle`: time without work
     /// since the last call. Returns whether the rung changed.
     pub fn tick(&mut self, idle: Duration, now: Time) -> bool {
+        self.ticked = now;
         self.admission.rested(idle);
         self.admission.tick(now);
         if now < self.ladder.next_step() {
@@ -270,11 +275,13 @@ impl Intake {
     /// When [`tick`](Self::tick) has something to do: soon, unless all is quiet.
     #[must_use]
     pub fn next_deadline(&self) -> Time {
-        if self.ladder.rung() == Rung::Normal && self.admission.level().is_open() {
+        let next = if self.ladder.rung() == Rung::Normal && self.admission.level().is_open() {
             self.admission.next_deadline()
         } else {
             self.admission.next_deadline().min(self.ladder.next_step())
-        }
+        };
+        // A deadline that has passed and changed nothing must not keep the thread awake.
+        next.max(self.ticked + LEAST_SLEEP)
     }
 
     /// What the shard gives up at present.

@@ -29,6 +29,8 @@ pub(crate) enum Answer {
     Pong,
     /// The server refused.
     Refused(String),
+    /// The server refused a join, and said after how many milliseconds to repeat it.
+    Later(u64),
 }
 
 /// How far all reading viewers of a room are.
@@ -289,6 +291,11 @@ impl Book {
             }
             "error" => {
                 let code = body["code"].as_str().unwrap_or_default();
+                if let Some(wait) = body["retry_after_ms"].as_u64()
+                    && viewer.phase == Phase::Joining
+                {
+                    return Answer::Later(wait);
+                }
                 Answer::Refused(format!("error {code}: {}", body["reason"]))
             }
             _ => Answer::None,
@@ -509,5 +516,8 @@ mod tests {
         assert_eq!(book.message(&mut viewer, br#"{"ping":{}}"#, false, 1), Answer::Pong);
         let refusal = br#"{"error":{"code":"bad_token","reason":"expired","temporary":false}}"#;
         assert!(matches!(book.message(&mut viewer, refusal, false, 1), Answer::Refused(_)));
+        let later = br#"{"error":{"code":"overloaded","temporary":true,"retry_after_ms":70}}"#;
+        viewer.phase = Phase::Joining;
+        assert_eq!(book.message(&mut viewer, later, false, 1), Answer::Later(70));
     }
 }

@@ -60,6 +60,21 @@ impl Connecting {
         self.in_progress -= 1;
     }
 
+    /// Opens a connection anew for a viewer that lost its first one.
+    pub(crate) fn again(
+        &mut self,
+        viewer: &mut Viewer,
+        index: usize,
+        plan: &Plan,
+        registry: &Registry,
+    ) -> Result<()> {
+        // The join is one, however many connections it takes.
+        let begun = viewer.next;
+        connect(viewer, Token(index), plan, &mut self.ports, registry)?;
+        viewer.next = begun;
+        Ok(())
+    }
+
     /// One has failed.
     pub(crate) fn failed(&mut self, reason: String) {
         self.in_progress -= 1;
@@ -107,11 +122,12 @@ impl Connecting {
 
     fn expire(&mut self, viewers: &mut [Viewer], now: u64) {
         for viewer in viewers {
-            let waits = !matches!(viewer.phase, Phase::Live | Phase::Closed);
+            let waits = viewer.returning || !matches!(viewer.phase, Phase::Live | Phase::Closed);
             if waits && now.saturating_sub(viewer.next) > JOIN_LIMIT_US {
                 self.failed(format!("no answer while {:?}", viewer.phase));
                 viewer.phase = Phase::Closed;
                 viewer.stream = None;
+                viewer.returning = false;
             }
         }
     }

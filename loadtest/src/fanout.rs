@@ -274,6 +274,7 @@ fn plan(options: &FanoutOptions, server: &Server, rooms: &[String]) -> Plan {
         secret: server.secret.clone(),
         user: "viewer-".into(),
         nice: 0,
+        patient: false,
     }
 }
 

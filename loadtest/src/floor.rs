@@ -208,6 +208,7 @@ pub(crate) fn measure(
         secret: String::new(),
         user: String::new(),
         nice: 0,
+        patient: false,
     };
     let mut fleet = Fleet::start(&wire, workers, deadline)?;
     let joined = fleet.connect(deadline, progress)?;

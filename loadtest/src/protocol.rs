@@ -104,6 +104,8 @@ pub(crate) struct Plan {
     pub(crate) user: String,
     /// Added to the worker's nice value.
     pub(crate) nice: i32,
+    /// Viewers who are told when to come back do, and reconnect if need be.
+    pub(crate) patient: bool,
 }
 
 /// Some viewers alike.
@@ -143,6 +145,19 @@ pub(crate) struct Stats {
     pub(crate) digests: Vec<(u64, u64, u64)>,
     /// From recording viewers.
     pub(crate) recordings: Vec<Recording>,
+    /// What patient viewers met with while joining, since the start.
+    pub(crate) returns: Returns,
+}
+
+/// Joins that did not go through at once, and what became of them.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub(crate) struct Returns {
+    /// Joins refused with a time to come back.
+    pub(crate) refused: u64,
+    /// Viewers that joined after they had been refused or cut off.
+    pub(crate) came_back: u64,
+    /// Connections made anew, because the first one ended.
+    pub(crate) reconnected: u64,
 }
 
 /// Width of a bin of [`Stats::bins`].
@@ -232,5 +247,8 @@ impl Stats {
             }
         }
         self.recordings.extend(other.recordings);
+        self.returns.refused += other.returns.refused;
+        self.returns.came_back += other.returns.came_back;
+        self.returns.reconnected += other.returns.reconnected;
     }
 }

@@ -192,6 +192,7 @@ impl Replay<'_> {
             secret: server.secret.clone(),
             user: "viewer-".into(),
             nice: 0,
+            patient: false,
         }
     }
 

@@ -212,6 +212,11 @@ impl Server {
         self.pid
     }
 
+    /// The operators' address, if known.
+    pub(crate) fn admin(&self) -> Option<SocketAddr> {
+        self.admin
+    }
+
     /// A publisher's connection.
     pub(crate) fn publisher(&self) -> Result<Client> {
         let token = Signer::new(&self.secret).publisher()?;
@@ -282,12 +287,17 @@ fn free_port() -> Result<SocketAddr> {
 
 /// A scrape.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Metrics(BTreeMap<String, f64>);
+pub(crate) struct Metrics {
+    /// By name, summed over labels.
+    sums: BTreeMap<String, f64>,
+    /// By name and labels, as they are written.
+    series: BTreeMap<String, f64>,
+}
 
 impl Metrics {
     /// Reads the Prometheus text format, summing each metric over its labels.
     pub(crate) fn parse(text: &str) -> Self {
-        let mut sums = BTreeMap::new();
+        let (mut sums, mut series) = (BTreeMap::new(), BTreeMap::new());
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let (name, rest) = match line.split_once('{') {
                 Some((name, rest)) => (name, rest.rsplit_once('}').map_or("", |(_, v)| v)),
@@ -295,15 +305,23 @@ impl Metrics {
             };
             let value = rest.split_ascii_whitespace().next().and_then(|v| v.parse::<f64>().ok());
             if let Some(value) = value {
+                if let Some((head, _)) = line.rsplit_once('}') {
+                    series.insert(format!("{head}}}"), value);
+                }
                 *sums.entry(name.to_owned()).or_insert(0.0) += value;
             }
         }
-        Self(sums)
+        Self { sums, series }
     }
 
     /// How much a counter grew since an earlier scrape; `None` if there is none.
     pub(crate) fn growth(&self, earlier: &Metrics, name: &str) -> Option<f64> {
-        Some(self.0.get(name)? - earlier.0.get(name).copied().unwrap_or(0.0))
+        Some(self.sums.get(name)? - earlier.sums.get(name).copied().unwrap_or(0.0))
+    }
+
+    /// The same of one series, labels as they are written.
+    pub(crate) fn series_growth(&self, earlier: &Metrics, series: &str) -> Option<f64> {
+        Some(self.series.get(series)? - earlier.series.get(series).copied().unwrap_or(0.0))
     }
 }
 
@@ -320,5 +338,7 @@ mod tests {
         assert_eq!(after.growth(&before, "tidegate_writes_total"), Some(10.0));
         assert_eq!(after.growth(&before, "up"), Some(1.0));
         assert_eq!(after.growth(&before, "absent"), None);
+        let one = "tidegate_writes_total{shard=\"1\"}";
+        assert_eq!(after.series_growth(&before, one), Some(7.0));
     }
 }

@@ -54,9 +54,10 @@ pub(crate) struct Options {
     /// takes 36 to come down from ten times its capacity.
     #[arg(long, default_value_t = 40)]
     warm_seconds: u64,
-    /// Seconds of the measured window of a steady load.
-    #[arg(long, default_value_t = 20)]
-    seconds: u64,
+    /// Seconds of the measured window of a steady load, 20 by default; against a
+    /// real server of every phase, 60 by default.
+    #[arg(long)]
+    pub(crate) seconds: Option<u64>,
     /// Distribution of service times.
     #[arg(long, value_enum, default_value_t = Service::Exponential)]
     service: Service,
@@ -91,6 +92,11 @@ impl Options {
         if self.laws.is_empty() { &Kind::ALL } else { &self.laws }
     }
 
+    /// The measured window of a steady load.
+    fn window_seconds(&self) -> u64 {
+        self.seconds.unwrap_or(20)
+    }
+
     /// The law that the marks are taken of.
     fn judged(&self) -> Kind {
         self.laws.first().copied().unwrap_or(Kind::Tidegate)
@@ -121,7 +127,7 @@ impl Options {
         if !(0.0..=1.0).contains(&self.aggressive) {
             bail!("--aggressive: 0 to 1");
         }
-        if self.rooms == 0 || self.seeds == Some(0) || self.seconds == 0 {
+        if self.rooms == 0 || self.seeds == Some(0) || self.seconds == Some(0) {
             bail!("--rooms, --seeds and --seconds: at least 1");
         }
         Ok(())
@@ -133,7 +139,7 @@ impl Options {
 pub(crate) struct Destination {
     /// Write the results as JSON.
     #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    pub(crate) json: Option<PathBuf>,
     /// Write figures as SVG into this directory; not with --marks.
     #[arg(long, value_name = "DIR", conflicts_with = "marks")]
     plots: Option<PathBuf>,

@@ -91,6 +91,25 @@ pub(crate) fn cpu_ns(pid: u32) -> Option<u64> {
     Some(sum)
 }
 
+/// Nanoseconds that these processors have been idle, all together; all
+/// processors if none is named. Exact to the kernel's tick, 10 ms.
+pub(crate) fn idle_ns(cpus: &[usize]) -> Option<u64> {
+    const TICK_NS: u64 = 10_000_000;
+    let text = fs::read_to_string("/proc/stat").ok()?;
+    let mut sum = 0;
+    for line in text.lines() {
+        let mut fields = line.split_ascii_whitespace();
+        let number = fields.next().and_then(|name| name.strip_prefix("cpu"));
+        let Some(number) = number.and_then(|number| number.parse::<usize>().ok()) else { continue };
+        if cpus.is_empty() || cpus.contains(&number) {
+            // user, nice, system, idle, iowait
+            let idle = fields.skip(3).take(2).filter_map(|ticks| ticks.parse::<u64>().ok());
+            sum += idle.sum::<u64>() * TICK_NS;
+        }
+    }
+    Some(sum)
+}
+
 /// Resident kilobytes by `/proc/PID/status`: cheap, for samples during a run.
 pub(crate) fn rss_kib(pid: u32) -> Option<u64> {
     field_kib(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?, "VmRSS:")
@@ -187,5 +206,6 @@ mod tests {
         assert!(cpu_ns(pid).unwrap() > 0);
         assert!(exact_rss_kib(pid).unwrap() > 0);
         assert!(rss_kib(pid).unwrap() > 0);
+        assert!(idle_ns(&[]).unwrap() >= idle_ns(&[0]).unwrap());
     }
 }

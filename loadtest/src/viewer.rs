@@ -55,6 +55,10 @@ pub(crate) struct Viewer {
     pub(crate) digest_frames: u32,
     /// Between the two.
     pub(crate) digesting: bool,
+    /// Due to ask again for its join.
+    pub(crate) returning: bool,
+    /// Refused or cut off while joining, at least once.
+    pub(crate) refused: bool,
 }
 
 impl Viewer {
@@ -73,6 +77,8 @@ impl Viewer {
             digest: 0,
             digest_frames: 0,
             digesting: false,
+            returning: false,
+            refused: false,
         }
     }
 }

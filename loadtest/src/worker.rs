@@ -1,5 +1,7 @@
 //! A worker process: one thread, one readiness loop, many thousand viewers.
 
+mod patience;
+
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::time::Duration;
 
@@ -7,6 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
+use self::patience::Patience;
 use crate::book::{Answer, Book};
 use crate::connect::Connecting;
 use crate::protocol::{Command, Mode, Plan, Report};
@@ -50,6 +53,7 @@ struct Worker {
     upgrade: Vec<u8>,
     pong: Vec<u8>,
     connecting: Option<Connecting>,
+    patience: Patience,
     slow_stopped: bool,
     quit: bool,
 }
@@ -72,6 +76,7 @@ impl Worker {
             upgrade: Vec::new(),
             pong: wsclient::client_frame(wsclient::TEXT, br#"{"pong":{}}"#),
             connecting: None,
+            patience: Patience::default(),
             slow_stopped: false,
             quit: false,
         })
@@ -95,6 +100,7 @@ impl Worker {
             for (room, n) in self.book.newly_done() {
                 report(&Report::Done { room, n })?;
             }
+            self.come_back(sys::mono_us())?;
             self.connect_more()?;
         }
         Ok(())
@@ -137,7 +143,9 @@ impl Worker {
                 report(&Report::WindowOpen)
             }
             Command::Collect { recordings } => {
-                report(&Report::Stats(Box::new(self.book.stats(&self.viewers, recordings))))
+                let mut stats = self.book.stats(&self.viewers, recordings);
+                stats.returns = self.patience.counts;
+                report(&Report::Stats(Box::new(stats)))
             }
             Command::SlowRead(reads) => self.slow_read(reads),
             Command::Quit => {
@@ -242,6 +250,7 @@ impl Worker {
     }
 
     fn live(&mut self, index: usize) {
+        self.patience.joined(&mut self.viewers[index]);
         self.book.joined(&mut self.viewers[index], sys::mono_us());
         if let Some(connecting) = &mut self.connecting {
             connecting.joined();
@@ -250,6 +259,9 @@ impl Worker {
 
     /// A connection failed before it was live, or ended after.
     fn gone(&mut self, index: usize, reason: String) -> Result<()> {
+        if self.returns(index) {
+            return Ok(());
+        }
         let viewer = &mut self.viewers[index];
         viewer.stream = None;
         match std::mem::replace(&mut viewer.phase, Phase::Closed) {
@@ -370,8 +382,7 @@ impl Worker {
                     used = length;
                     self.viewers[index].compressed = compressed;
                     self.viewers[index].phase = Phase::Joining;
-                    let join = std::mem::take(&mut self.joins[index]);
-                    if let Err(reason) = self.write(index, &join) {
+                    if let Err(reason) = self.ask_to_join(index) {
                         return Ok(Err(reason));
                     }
                 }
@@ -419,6 +430,7 @@ impl Worker {
                 self.pong = pong;
                 written
             }
+            Answer::Later(wait) => self.refused_for_now(index, wait, now),
             Answer::Refused(reason) if viewer.phase == Phase::Live => {
                 self.book.fail(reason);
                 Ok(())

@@ -7,11 +7,13 @@
 //! of overload is queueing time, which unlike response time says nothing of
 //! slow downstreams and unlike utilisation is not at its limit on a good day.
 //!
-//! Three parts, each in a file:
+//! Four parts, each in a file:
 //! - `queue`, a short priority queue measured in work. What a level decides too
 //!   late or too coarsely, the queue decides at once: it evicts the worst.
 //! - `controller`, which moves the level from what a window showed, with
 //!   `demand`, the histogram it reads it from.
+//! - `scale`, from which callers are told, with every answer, how much the queue
+//!   can take at this moment.
 //! - `fairness`, by which a room that takes more than its share yields first.
 //!
 //! Everything is counted in *cost*: estimated microseconds of work. The
@@ -23,13 +25,14 @@ pub mod cost;
 mod demand;
 mod fairness;
 mod queue;
+mod scale;
 
 use std::time::Duration;
 
-pub use self::controller::Verdict;
 use self::controller::Controller;
+pub use self::controller::Verdict;
 use self::fairness::Fairness;
-use self::queue::WorkQueue;
+use self::queue::{Waiting, WorkQueue};
 use super::ids::Tier;
 use super::priority::{AdmissionLevel, Priority};
 use super::time::Time;
@@ -41,7 +44,8 @@ pub struct AdmissionSettings {
     pub queue: Duration,
     /// Work that may wait while there is no overload: a queue that is empty
     /// again soon does no harm, and chance alone fills a server at 90 % of its
-    /// capacity beyond [`queue`](Self::queue) every few seconds.
+    /// capacity beyond [`queue`](Self::queue) every few seconds. In the simulation
+    /// 110 ms refused some of that load, 140 ms none; more only delays the onset.
     pub burst: Duration,
     /// Entries that may wait in any case: the bound on memory.
     pub max_entries: usize,
@@ -63,7 +67,8 @@ pub struct AdmissionSettings {
     pub margin: f64,
     /// The margin grows up to this while the server rests although it refuses.
     pub max_margin: f64,
-    /// Least important tier that a room's use does not send to the end.
+    /// Least important tier that a room's use does not send to the end, that waits
+    /// behind no other, and that is not refused for having waited.
     pub protected_tier: Tier,
     /// How long callers may hold a level.
     pub level_ttl: Duration,
@@ -75,7 +80,7 @@ impl Default for AdmissionSettings {
     fn default() -> Self {
         Self {
             queue: Duration::from_millis(40),
-            burst: Duration::from_millis(200),
+            burst: Duration::from_millis(140),
             max_entries: 65_536,
             window: Duration::from_secs(1),
             window_requests: 2_000,
@@ -115,7 +120,7 @@ pub enum Shed {
     /// It lies behind the level.
     Level,
     /// The queue was full, and everything in it mattered more; or it waited
-    /// longer than a full queue takes, and everything that came mattered more.
+    /// longer than a full queue takes.
     Evicted,
     /// Its deadline passed while it waited.
     Expired,
@@ -167,6 +172,8 @@ pub struct Admission<T> {
     /// been empty under an open level since.
     strict: bool,
     pinned: Option<AdmissionLevel>,
+    /// Every other turn under an open level is of the oldest, if it is late.
+    oldest_first: bool,
     /// Since when there has been nothing to do.
     resting: Option<Time>,
     /// The last look for something to process found nothing.
@@ -188,6 +195,7 @@ impl<T> Admission<T> {
             fairness: Fairness::new(now),
             strict: false,
             pinned: None,
+            oldest_first: false,
             resting: Some(now),
             starved: true,
             stalled: None,
@@ -200,7 +208,9 @@ impl<T> Admission<T> {
     pub fn offer(&mut self, entry: Entry<T>, now: Time, shed: &mut Vec<(Entry<T>, Shed)>) {
         self.stats.offered[tier(&entry)] += 1;
         let place = self.fairness.place(&self.settings, entry.room, entry.priority);
-        self.controller.arrived(place, entry.cost, now.since(entry.arrived));
+        self.settle_rest(now);
+        let before = now.since(entry.arrived);
+        self.controller.arrived(place, entry.cost, before, self.backlog_micros());
         self.fairness.arrived(entry.room, entry.cost);
         if !self.admits(place) {
             if !self.settings.dry_run {
@@ -212,7 +222,10 @@ impl<T> Admission<T> {
         if self.queue.len() == 0 {
             self.stalled = Some(now);
         }
-        self.queue.push(place, entry);
+        self.queue.push(place, entry, now);
+        if self.queue.len() > 1 {
+            self.controller.waits();
+        }
         self.bound(shed);
     }
 
@@ -220,7 +233,7 @@ impl<T> Admission<T> {
     /// else to do or calls [`rest`](Self::rest). What has expired goes into `shed`.
     pub fn take(&mut self, now: Time, shed: &mut Vec<(Entry<T>, Shed)>) -> Option<Entry<T>> {
         loop {
-            let Some((place, entry)) = self.queue.pop_best() else {
+            let Some(Waiting { place, since, entry }) = self.pop(now) else {
                 self.stalled = None;
                 self.starved = true;
                 self.strict &= !self.controller.level().is_open();
@@ -234,10 +247,10 @@ impl<T> Admission<T> {
                 }
                 self.stats.would_shed[Shed::Expired as usize][tier(&entry)] += 1;
             }
-            // It was kept for a gap that did not come; what comes fresh now
-            // fills one as well, and its caller has not given up yet.
-            let waited = now.since(entry.arrived);
-            if self.strict && waited > self.settings.queue && !self.controller.core().admits(place) {
+            // What comes fresh now fills the gap as well, and its caller has not
+            // given up yet; and another server may have room for this one.
+            let late = now.since(since) > self.settings.queue;
+            if late && !self.level().is_open() && !self.protects(place) {
                 self.controller.evicted(entry.cost);
                 if !self.settings.dry_run {
                     self.refuse(entry, Shed::Evicted, shed);
@@ -245,6 +258,7 @@ impl<T> Admission<T> {
                 }
                 self.stats.would_shed[Shed::Evicted as usize][tier(&entry)] += 1;
             }
+            let waited = now.since(entry.arrived);
             self.wake(now);
             self.starved = false;
             self.stalled = (self.queue.len() > 0).then_some(now);
@@ -252,6 +266,28 @@ impl<T> Admission<T> {
             self.stats.started[tier(&entry)] += 1;
             return Some(entry);
         }
+    }
+
+    /// The best, except that nobody waits in vain. At the capacity the best first
+    /// means the last never: behind the protected tiers, what is late goes first
+    /// while the queue keeps its bound, and every other time while there is no
+    /// level. A queue beyond its bound is an onset: then only what matters most can
+    /// be saved.
+    fn pop(&mut self, now: Time) -> Option<Waiting<T>> {
+        self.oldest_first = !self.oldest_first;
+        let waited = self.queue.oldest().map_or(Duration::ZERO, |since| now.since(since));
+        let oldest = if self.level().is_open() {
+            self.oldest_first && waited > self.settings.queue
+        } else {
+            let bound = self.settings.queue.as_micros() as f64;
+            waited > self.settings.queue / 2 && self.backlog_micros() <= FULL * bound
+        };
+        let protected = self.queue.best().is_some_and(|place| self.protects(place));
+        if oldest && !protected { self.queue.pop_oldest() } else { self.queue.pop_best() }
+    }
+
+    fn protects(&self, place: Priority) -> bool {
+        place.tier() <= self.settings.protected_tier
     }
 
     /// There is nothing to do from `now` on, until [`take`](Self::take) gives
@@ -265,6 +301,14 @@ impl<T> Admission<T> {
     pub fn rested(&mut self, time: Duration) {
         self.resting = None;
         self.controller.rested(time);
+    }
+
+    /// Counts a rest up to `now`.
+    fn settle_rest(&mut self, now: Time) {
+        if let Some(since) = &mut self.resting {
+            self.controller.rested(now.since(*since));
+            *since = now;
+        }
     }
 
     fn wake(&mut self, now: Time) {
@@ -284,10 +328,7 @@ impl<T> Admission<T> {
     /// [`next_deadline`](Self::next_deadline) at the latest, and often while
     /// requests come.
     pub fn tick(&mut self, now: Time) {
-        if let Some(since) = &mut self.resting {
-            self.controller.rested(now.since(*since));
-            *since = now;
-        }
+        self.settle_rest(now);
         let stalled = self.stalled.map_or(Duration::ZERO, |since| now.since(since));
         let closed = self.controller.tick(&self.settings, self.queue.work(), stalled, now);
         if closed {
@@ -308,10 +349,15 @@ impl<T> Admission<T> {
         self.pinned.unwrap_or_else(|| self.controller.level())
     }
 
-    /// What callers are told: the level, unless it is only tried out.
+    /// What callers are told to keep to with new work, at this moment: it follows
+    /// the queue, and lies before the level unless the server has nothing to do.
+    /// Open if the level is only tried out.
     #[must_use]
     pub fn advised(&self) -> AdmissionLevel {
-        if self.settings.dry_run { AdmissionLevel::OPEN } else { self.level() }
+        if self.settings.dry_run {
+            return AdmissionLevel::OPEN;
+        }
+        self.pinned.unwrap_or_else(|| self.controller.advised(self.backlog_micros()))
     }
 
     /// The same as callers of one room should apply it.
@@ -327,7 +373,7 @@ impl<T> Admission<T> {
         self.stats.offered[tier] += 1;
         self.stats.shed[Shed::Level as usize][tier] += 1;
         let place = self.fairness.place(&self.settings, room, priority);
-        self.controller.arrived(place, cost, Duration::ZERO);
+        self.controller.arrived(place, cost, Duration::ZERO, self.backlog_micros());
         self.fairness.arrived(room, cost);
     }
 
@@ -381,8 +427,11 @@ impl<T> Admission<T> {
     /// Time that what waits will take, at the measured capacity.
     #[must_use]
     pub fn backlog(&self) -> Duration {
-        let micros = self.queue.work() / self.controller.capacity().max(LEAST_CAPACITY);
-        Duration::from_micros(micros.min(MOST_BACKLOG) as u64)
+        Duration::from_micros(self.backlog_micros().min(MOST_BACKLOG) as u64)
+    }
+
+    fn backlog_micros(&self) -> f64 {
+        self.queue.work() / self.controller.capacity().max(LEAST_CAPACITY)
     }
 
     /// When a refused caller should come back: the more the load exceeds the
@@ -393,12 +442,14 @@ impl<T> Admission<T> {
         retry_after(self.controller.verdict().load, draw)
     }
 
-    /// Whether the request gets past the level. A server that has nothing to
-    /// do refuses nothing: a level is a forecast, and this is a fact.
+    /// Whether the request gets past the level, or past what callers are told. A
+    /// server that has nothing to do refuses nothing: a level is a forecast, and
+    /// this is a fact.
     fn admits(&self, priority: Priority) -> bool {
-        let level = self.level();
-        level.admits(priority)
-            || self.pinned.is_none() && self.starved && self.queue.len() == 0
+        let starved = self.starved && self.queue.len() == 0;
+        let told = || self.controller.advised(self.backlog_micros());
+        self.level().admits(priority)
+            || self.pinned.is_none() && (starved || told().admits(priority))
     }
 
     /// Evicts until the queue keeps its bound. One entry may wait whatever it
@@ -406,15 +457,21 @@ impl<T> Admission<T> {
     fn bound(&mut self, shed: &mut Vec<(Entry<T>, Shed)>) {
         let capacity = self.controller.capacity().max(LEAST_CAPACITY);
         let work = |bound: Duration| bound.as_micros() as f64 * capacity;
-        let overfull = self.queue.work() > work(self.settings.burst);
+        let measured = self.controller.has_measured();
+        let overfull = measured && self.queue.work() > work(self.settings.burst);
+        if overfull && !self.strict {
+            self.controller.overfull();
+        }
         self.strict |= overfull || !self.level().is_open();
-        let (long, short) = (work(self.settings.burst), work(self.settings.queue));
-        while self.queue.len() > 1
+        let short = work(self.settings.queue);
+        let long = if self.strict { SAFE_QUEUE * short } else { work(self.settings.burst) };
+        while measured
+            && self.queue.len() > 1
             && self.queue.work() > short
             && let Some((place, worst)) = self.queue.worst()
         {
             // What the server will get to all the same only waits its turn.
-            let patient = !self.strict || self.controller.core().admits(place);
+            let patient = !self.strict || self.controller.safe().admits(place);
             if patient && self.queue.work() <= long {
                 break;
             }
@@ -451,6 +508,11 @@ pub fn retry_after(load: f64, draw: u64) -> Duration {
     Duration::from_millis((LEAST + share * (excess * 1_000.0 - LEAST)) as u64)
 }
 
+/// A queue is beyond its bound, by estimates that are never exact, when it is
+/// this many times as long.
+const FULL: f64 = 1.1;
+/// A queue of nothing but safe tiers may be this many times as long.
+const SAFE_QUEUE: f64 = 1.5;
 /// A capacity below this is no measurement, in work per microsecond.
 const LEAST_CAPACITY: f64 = 1e-3;
 /// A backlog is told up to this, in microseconds.

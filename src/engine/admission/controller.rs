@@ -7,36 +7,50 @@
 //! measured: work done per busy microsecond is the capacity, in the same units
 //! in which arrivals are counted, so an estimate of cost that is wrong by a
 //! factor cancels out. The level is set to admit the capacity and a margin;
-//! the queue, which evicts the worst, takes the margin off again, and the
-//! server neither starves nor queues. The paper's two steps remain where there
+//! the queue, which evicts the worst, and advice that follows the queue
+//! ([`scale`](super::scale)) take the margin off again, and the server neither
+//! starves nor queues. The paper's two steps remain where there
 //! is no better evidence than queueing time alone.
 
 use std::time::Duration;
 
 use super::AdmissionSettings;
 use super::demand::Demand;
+use super::scale::Scale;
 use crate::engine::priority::{AdmissionLevel, Priority};
 use crate::engine::time::Time;
 
-/// The measured capacity follows a change within this much busy time, in
-/// microseconds.
-const CAPACITY_MEMORY: f64 = 300_000.0;
+/// Time constant of the measured capacity, in microseconds of busy time: with
+/// random service times a second's worth of calls is off by 6 % by chance.
+const CAPACITY_MEMORY: f64 = 1_500_000.0;
+/// The same once a window shows what chance does not explain.
+const CHANGED_CAPACITY_MEMORY: f64 = 300_000.0;
+/// Standard deviations of the mean of random service times that chance explains.
+const CHANCE: f64 = 4.0;
 /// Busy time below this measures nothing, in microseconds.
 const LEAST_BUSY: f64 = 2_000.0;
 /// A window may end this early when its evidence is overwhelming.
 const SHORTEST: Duration = Duration::from_millis(20);
+/// Requests from which the capacity is measured for the first time.
+const FIRST_SAMPLES: u64 = 20;
 /// Evidence of spare capacity is looked at this often.
 const SPARE_CHECK: Duration = Duration::from_millis(100);
 /// Share of a window without work that counts as spare capacity.
 const SPARE: f64 = 0.1;
 /// Evicted work, as a share of admitted work, that is no noise.
 const EVICTED: f64 = 0.02;
+/// Multiples of that, beyond the margin, which contradict the level.
+const SURPRISE: f64 = 3.0;
+/// Share of a window without work from which on the margin grows, and how much.
+const RESTED: f64 = 0.01;
+const MARGIN_STEP: f64 = 1.25;
 /// Steps of the paper that one window may take at once.
 const MOST_STEPS: f64 = 6.0;
-/// Share of the capacity that is served for certain: what needs no more only
-/// has to wait out the chance of arrivals.
-const CORE: f64 = 0.75;
-/// Part of the histogram that lives on when a window agreed with the last.
+/// Tiers that together ask for no more than this share of the capacity are safe.
+const SAFE: f64 = 0.9;
+/// Time constant of the histogram while windows agree, in microseconds.
+const HISTOGRAM_MEMORY: f64 = 5_000_000.0;
+/// Part of it that lives on when a window contradicts the level.
 const KEEP: f64 = 0.5;
 
 /// What happened in one window. Work in estimated microseconds.
@@ -74,9 +88,14 @@ pub(super) struct Controller {
     window: Window,
     demand: Demand,
     level: AdmissionLevel,
-    core: AdmissionLevel,
+    safe: AdmissionLevel,
+    scale: Scale,
+    /// The queue has outgrown what it may hold while the level is open.
+    overfull: bool,
     /// Work per busy microsecond.
     capacity: f64,
+    /// Requests it was measured from.
+    samples: u64,
     /// What is admitted beyond the capacity, as a share of it.
     margin: f64,
     verdict: Verdict,
@@ -88,9 +107,12 @@ impl Controller {
             window: Window { began: now, ..Window::default() },
             demand: Demand::new(),
             level: AdmissionLevel::OPEN,
-            core: AdmissionLevel::OPEN,
+            safe: AdmissionLevel::SHUT,
+            scale: Scale::new(),
+            overfull: false,
             // What costs a microsecond takes one, until measured.
             capacity: 1.0,
+            samples: 0,
             margin: settings.margin,
             verdict: Verdict::default(),
         }
@@ -100,10 +122,31 @@ impl Controller {
         self.level
     }
 
-    /// What lies before this is served in any case, if not at once: together
-    /// it needs no more than [`CORE`] of the capacity.
-    pub(super) fn core(&self) -> AdmissionLevel {
-        self.core
+    /// Tiers before this are not held back and not evicted before the others:
+    /// together they need no more than [`SAFE`] of the capacity. Nothing, as long
+    /// as no level is in force.
+    pub(super) fn safe(&self) -> AdmissionLevel {
+        if self.level.is_open() { AdmissionLevel::SHUT } else { self.safe }
+    }
+
+    /// Whether the capacity has been measured; until then, work has no meaning.
+    pub(super) fn has_measured(&self) -> bool {
+        self.samples > 0
+    }
+
+    /// The queue has outgrown its bound under an open level.
+    pub(super) fn overfull(&mut self) {
+        self.overfull = true;
+    }
+
+    /// What callers should keep to while `backlog` microseconds of work wait.
+    pub(super) fn advised(&self, backlog: f64) -> AdmissionLevel {
+        self.scale.advised(backlog, self.level, self.safe)
+    }
+
+    /// More than one waits.
+    pub(super) fn waits(&mut self) {
+        self.scale.waits();
     }
 
     pub(super) fn verdict(&self) -> Verdict {
@@ -115,7 +158,16 @@ impl Controller {
         self.capacity
     }
 
-    pub(super) fn arrived(&mut self, priority: Priority, cost: f64, before: Duration) {
+    /// A request came while `backlog` microseconds of work waited, and had
+    /// waited elsewhere `before`.
+    pub(super) fn arrived(
+        &mut self,
+        priority: Priority,
+        cost: f64,
+        before: Duration,
+        backlog: f64,
+    ) {
+        self.scale.arrived(backlog);
         self.demand.arrived(priority, cost);
         self.window.arrived += cost;
         self.window.before += before.as_micros() as f64;
@@ -138,6 +190,7 @@ impl Controller {
     }
 
     pub(super) fn rested(&mut self, time: Duration) {
+        self.scale.rested(time);
         self.window.rested += time.as_micros() as f64;
     }
 
@@ -170,14 +223,15 @@ impl Controller {
         let window = &self.window;
         let age = now.since(window.began);
         let full = age >= settings.window || window.requests >= settings.window_requests;
-        // Twice the queue was thrown out of it: whoever waits for the window's
-        // end refuses at its own cost what could be shed for free.
+        // Twice the queue was thrown out of it, or it overflowed: whoever waits for
+        // the window's end refuses at its own cost what could be shed for free.
         let queue = settings.queue.as_micros() as f64 * self.capacity;
         let onset = window.evictions >= settings.min_requests && window.evicted >= 2.0 * queue;
         let spare = !self.level.is_open()
             && age >= SPARE_CHECK
             && window.rested >= SPARE * age.as_micros() as f64;
-        if full || age >= SHORTEST && onset || spare {
+        let first = !self.has_measured() && window.starts >= FIRST_SAMPLES;
+        if full || age >= SHORTEST && (onset || first || self.overfull) || spare {
             self.close(settings, queue_work, stalled, now);
             return true;
         }
@@ -191,19 +245,21 @@ impl Controller {
         stalled: Duration,
         now: Time,
     ) {
-        let window = std::mem::replace(&mut self.window, Window { began: now, ..Window::default() });
+        let window =
+            std::mem::replace(&mut self.window, Window { began: now, ..Window::default() });
         let elapsed = (now.since(window.began).as_micros() as f64).max(1.0);
         let busy = (elapsed - window.rested).max(0.0);
         if busy >= LEAST_BUSY && window.started > 0.0 {
-            let weight = 1.0 - (-busy / CAPACITY_MEMORY).exp();
-            self.capacity += (window.started / busy - self.capacity) * weight;
+            self.measure(window.started / busy, window.starts, busy);
         }
-        let mut queueing = Duration::from_micros((window.waited / window.starts.max(1) as f64) as u64);
+        let mut queueing =
+            Duration::from_micros((window.waited / window.starts.max(1) as f64) as u64);
         if queue_work > 0.0 {
             queueing = queueing.max(stalled);
         }
         let waiting = queueing > settings.threshold;
-        let evicting = window.evicted > EVICTED * window.admitted;
+        let overfull = std::mem::take(&mut self.overfull);
+        let evicting = overfull || window.evicted > EVICTED * window.admitted;
         self.verdict = Verdict {
             queueing,
             overloaded: waiting || evicting,
@@ -228,17 +284,45 @@ impl Controller {
         } else {
             goal.max(admitted + settings.beta * window.arrived / elapsed)
         };
-        // A window that contradicts the level makes the past worthless.
-        let surprise = window.rested > SPARE * elapsed && !self.level.is_open()
-            || window.evicted > 3.0 * EVICTED * window.admitted + self.margin * window.admitted;
-        let keep = if surprise { 0.0 } else { KEEP };
-        let certain = (self.capacity * CORE).min(target);
-        let [core, next] = self.demand.levels([certain, target], self.level, elapsed, keep);
-        let tighter = next < self.level;
+        let next = self.look(&window, elapsed, target);
+        let tighter = next.0 < self.level;
         if !tighter || !thin && (waiting || evicting || behind > 1.0 || !self.level.is_open()) {
-            self.level = next;
-            self.core = core;
+            (self.level, self.safe, self.scale) = next;
         }
+    }
+
+    /// Follows the capacity: work done per microsecond in `starts` requests.
+    fn measure(&mut self, measured: f64, starts: u64, busy: f64) {
+        let chance = CHANCE / (starts as f64).sqrt();
+        let changed = (measured / self.capacity - 1.0).abs() > chance;
+        let memory = if changed { CHANGED_CAPACITY_MEMORY } else { CAPACITY_MEMORY };
+        self.samples += starts;
+        // The first measurements count by their number.
+        let weight = (1.0 - (-busy / memory).exp()).max(starts as f64 / self.samples as f64);
+        self.capacity += (measured - self.capacity) * weight;
+    }
+
+    /// Reads level, safe tiers and scale from the demand.
+    fn look(
+        &mut self,
+        window: &Window,
+        elapsed: f64,
+        target: f64,
+    ) -> (AdmissionLevel, AdmissionLevel, Scale) {
+        let rests = window.rested > SPARE * elapsed && !self.level.is_open();
+        if rests {
+            self.demand.doubt();
+        }
+        let seen = self.scale.kept_to(self.level);
+        self.demand.see(seen, elapsed);
+        let next = self.demand.level(target, seen);
+        let safe = self.demand.whole_tiers(self.capacity * SAFE);
+        let scale = self.scale.read(&self.demand, seen, self.capacity);
+        // A window that contradicts the level makes the past worth less.
+        let surprise =
+            rests || window.evicted > (SURPRISE * EVICTED + self.margin) * window.admitted;
+        self.demand.fade(if surprise { KEEP } else { (-elapsed / HISTOGRAM_MEMORY).exp() });
+        (next, safe, scale)
     }
 
     /// A server that rests while it refuses needs more margin; one that evicts
@@ -246,8 +330,8 @@ impl Controller {
     fn adapt_margin(&mut self, settings: &AdmissionSettings, window: &Window, elapsed: f64) {
         if self.level.is_open() {
             self.margin = settings.margin;
-        } else if window.rested > 0.01 * elapsed {
-            self.margin = (self.margin * 1.25).min(settings.max_margin);
+        } else if window.rested > RESTED * elapsed {
+            self.margin = (self.margin * MARGIN_STEP).min(settings.max_margin);
         } else {
             self.margin += (settings.margin - self.margin) * 0.1;
         }

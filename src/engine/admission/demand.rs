@@ -11,9 +11,15 @@
 use crate::engine::priority::{AdmissionLevel, CELLS, CELLS_PER_TIER, Priority};
 
 const TIERS: usize = CELLS / CELLS_PER_TIER;
-/// A tier's remembered demand halves in this time unless it is seen again, in
-/// microseconds: two windows of the paper.
-const MEMORY_HALF_LIFE: f64 = 2_000_000.0;
+/// A hidden tier's remembered demand halves in this time, in microseconds. Much
+/// less, and a lasting overload is forgotten window by window and let in again;
+/// where it has really ended, [`doubt`](Demand::doubt) is quicker.
+const MEMORY_HALF_LIFE: f64 = 20_000_000.0;
+/// A tier that brings less than was known is believed with this time constant,
+/// in microseconds: not every caller has heard of a wider level at once.
+const LAG: f64 = 1_000_000.0;
+/// What is left of the remembered demand when the server rests.
+const DOUBT: f64 = 0.5;
 /// Less than this of a tier admitted says nothing about the rest.
 const LEAST_SEEN: f64 = 0.05;
 
@@ -36,40 +42,59 @@ impl Demand {
         self.cells[priority.cell()] += cost as f32;
     }
 
-    /// The levels that admit `targets` work per microsecond, in ascending order,
-    /// judged by what arrived in `elapsed` microseconds under `current`. `keep`
-    /// (0 to 1) is how much of this the next judgement still counts.
-    pub(super) fn levels<const N: usize>(
-        &mut self,
-        targets: [f64; N],
-        current: AdmissionLevel,
-        elapsed: f64,
-        keep: f64,
-    ) -> [AdmissionLevel; N] {
+    /// Judges what arrived in `elapsed` microseconds under `current`.
+    pub(super) fn see(&mut self, current: AdmissionLevel, elapsed: f64) {
         self.span += elapsed;
-        let mut sum = 0.0;
-        let mut levels = [AdmissionLevel::OPEN; N];
-        let mut found = 0;
         for tier in 0..TIERS {
-            let expected = self.expect(tier, current, elapsed);
-            while found < N && targets[found] < sum + expected {
-                levels[found] = self.cut(tier, expected, targets[found] - sum, current);
-                found += 1;
+            self.expect(tier, current, elapsed);
+        }
+    }
+
+    /// How much (0 to 1) of what was seen the next judgement still counts.
+    pub(super) fn fade(&mut self, keep: f64) {
+        self.span *= keep;
+        self.cells.iter_mut().for_each(|cell| *cell *= keep as f32);
+    }
+
+    /// The level that admits `target` work per microsecond.
+    pub(super) fn level(&self, target: f64, current: AdmissionLevel) -> AdmissionLevel {
+        let mut sum = 0.0;
+        for tier in 0..TIERS {
+            let expected = self.memory[tier];
+            if target < sum + expected {
+                return self.cut(tier, expected, target - sum, current);
             }
             sum += expected;
         }
-        self.span *= keep;
-        self.cells.iter_mut().for_each(|cell| *cell *= keep as f32);
-        levels
+        AdmissionLevel::OPEN
     }
 
-    /// Work per microsecond a tier would bring if all of it were let in.
-    fn expect(&mut self, tier: usize, current: AdmissionLevel, elapsed: f64) -> f64 {
+    /// The server rests although it refuses: what is hidden may well be gone.
+    pub(super) fn doubt(&mut self) {
+        self.memory.iter_mut().for_each(|work| *work *= DOUBT);
+    }
+
+    /// The level before the first tier that, with all better ones, brings more
+    /// than `most` work per microsecond.
+    pub(super) fn whole_tiers(&self, most: f64) -> AdmissionLevel {
+        let mut sum = 0.0;
+        for tier in 0..TIERS {
+            sum += self.memory[tier];
+            if sum > most {
+                return AdmissionLevel::inside(tier * CELLS_PER_TIER, 0.0);
+            }
+        }
+        AdmissionLevel::OPEN
+    }
+
+    /// Judges what a tier would bring if all of it were let in.
+    fn expect(&mut self, tier: usize, current: AdmissionLevel, elapsed: f64) {
         let cells = &self.cells[tier * CELLS_PER_TIER..(tier + 1) * CELLS_PER_TIER];
         let seen = cells.iter().map(|work| f64::from(*work)).sum::<f64>() / self.span.max(1.0);
         let admitted = admitted_part(tier, current);
-        let faded = self.memory[tier] * (-elapsed / MEMORY_HALF_LIFE).exp2();
-        self.memory[tier] = if admitted >= 1.0 {
+        let known = self.memory[tier];
+        let faded = known * (-elapsed / MEMORY_HALF_LIFE).exp2();
+        let whole = if admitted >= 1.0 {
             seen
         } else if admitted >= LEAST_SEEN {
             let below = self.below(tier, admitted) / self.span.max(1.0);
@@ -77,7 +102,9 @@ impl Demand {
         } else {
             seen.max(faded)
         };
-        self.memory[tier]
+        // What callers were told lately, not all of them have heard.
+        let weight = if whole < known { 1.0 - (-elapsed / LAG).exp() } else { 1.0 };
+        self.memory[tier] = known + (whole - known) * weight;
     }
 
     /// Work seen in the first part of a tier.
@@ -91,7 +118,13 @@ impl Demand {
 
     /// Where in a tier `left` of the `expected` work per microsecond ends:
     /// along the histogram as far as it was let in, evenly beyond.
-    fn cut(&self, tier: usize, expected: f64, left: f64, current: AdmissionLevel) -> AdmissionLevel {
+    fn cut(
+        &self,
+        tier: usize,
+        expected: f64,
+        left: f64,
+        current: AdmissionLevel,
+    ) -> AdmissionLevel {
         let admitted = admitted_part(tier, current) * CELLS_PER_TIER as f64;
         let even = expected / CELLS_PER_TIER as f64;
         let mut left = left;
@@ -134,14 +167,11 @@ mod tests {
     }
 
     impl Demand {
-        fn level(
-            &mut self,
-            target: f64,
-            current: AdmissionLevel,
-            elapsed: f64,
-            keep: f64,
-        ) -> AdmissionLevel {
-            self.levels([target], current, elapsed, keep)[0]
+        fn judge(&mut self, target: f64, current: AdmissionLevel, elapsed: f64) -> AdmissionLevel {
+            self.see(current, elapsed);
+            let level = self.level(target, current);
+            self.fade(0.0);
+            level
         }
     }
 
@@ -153,11 +183,12 @@ mod tests {
     fn the_level_ends_where_the_target_does() {
         let mut demand = Demand::new();
         fill(&mut demand, &[0, 1, 2], 1e6, AdmissionLevel::OPEN);
-        let level = demand.level(1.253, AdmissionLevel::OPEN, 1e6, 0.0);
+        let level = demand.judge(1.253, AdmissionLevel::OPEN, 1e6);
         assert!((position(level) - 1.253).abs() < 0.001, "{}", position(level));
         fill(&mut demand, &[0, 1, 2], 1e6, AdmissionLevel::OPEN);
-        assert!(demand.level(3.01, AdmissionLevel::OPEN, 1e6, 0.0).is_open());
-        assert!(demand.level(0.0, AdmissionLevel::OPEN, 1e6, 0.0).is_open(), "nothing arrives");
+        assert!(demand.judge(3.01, AdmissionLevel::OPEN, 1e6).is_open());
+        let mut nothing = Demand::new();
+        assert!(nothing.judge(0.0, AdmissionLevel::OPEN, 1e6).is_open(), "nothing arrives");
     }
 
     #[test]
@@ -166,26 +197,26 @@ mod tests {
         let tight = AdmissionLevel::inside(128 + 64, 0.0);
         fill(&mut demand, &[0, 1], 1e6, tight);
         // Half of tier 1 is hidden; the even spread tells how much it is.
-        let level = demand.level(1.75, tight, 1e6, 0.0);
+        let level = demand.judge(1.75, tight, 1e6);
         assert!((position(level) - 1.75).abs() < 0.01, "{}", position(level));
     }
 
     #[test]
-    fn a_tier_that_was_seen_whole_is_remembered_and_fades() {
+    fn a_tier_that_was_seen_whole_is_remembered() {
         let mut demand = Demand::new();
         fill(&mut demand, &[0, 1], 1e6, AdmissionLevel::OPEN);
-        let level = demand.level(1.0, AdmissionLevel::OPEN, 1e6, 0.0);
+        let level = demand.judge(1.0, AdmissionLevel::OPEN, 1e6);
         assert!((position(level) - 1.0).abs() < 0.001);
         fill(&mut demand, &[0], 1e6, level);
-        let next = demand.level(1.25, level, 1e6, 0.0);
-        assert!((1.3..1.4).contains(&position(next)), "faded to 0.71: {}", position(next));
+        let next = demand.judge(1.25, level, 1e6);
+        assert!((1.24..1.28).contains(&position(next)), "hardly faded: {}", position(next));
     }
 
     #[test]
     fn one_heavy_cell_is_admitted_in_part() {
         let mut demand = Demand::new();
         demand.arrived(Priority::new(Tier(3), 77, 0), 4e6);
-        let level = demand.level(1.0, AdmissionLevel::OPEN, 1e6, 0.0);
+        let level = demand.judge(1.0, AdmissionLevel::OPEN, 1e6);
         assert_eq!((level.business(), level.user()), (3, 77));
         assert!((level.share() - 0.25).abs() < 0.001, "{}", level.share());
     }

@@ -2,11 +2,13 @@
 //! the worst evicted.
 //!
 //! Cells of the grid (B, U) are lists in order of arrival; a bitmap with a
-//! summary finds the first and the last that is not empty. Every operation
-//! takes the same few steps, however many wait.
+//! summary finds the first and the last that is not empty. A second list through
+//! all of them, in order of arrival, finds the oldest. Every operation takes the
+//! same few steps, however many wait.
 
 use super::Entry;
 use crate::engine::priority::{CELLS, Priority};
+use crate::engine::time::Time;
 
 const NONE: u32 = u32::MAX;
 const WORDS: usize = CELLS / 64;
@@ -19,8 +21,23 @@ struct List {
 
 struct Node<T> {
     entry: Option<Entry<T>>,
+    /// Neighbours in the list of the cell.
     next: u32,
     previous: u32,
+    /// Neighbours in the order of arrival of all.
+    newer: u32,
+    older: u32,
+    cell: u32,
+    since: Time,
+}
+
+/// What comes out.
+pub(super) struct Waiting<T> {
+    /// The beginning of the cell it stood in.
+    pub(super) place: Priority,
+    /// When it was put in.
+    pub(super) since: Time,
+    pub(super) entry: Entry<T>,
 }
 
 /// See the module's documentation.
@@ -31,6 +48,8 @@ pub(super) struct WorkQueue<T> {
     summary: [u64; WORDS / 64],
     nodes: Vec<Node<T>>,
     free: u32,
+    oldest: u32,
+    newest: u32,
     len: usize,
     work: f64,
 }
@@ -43,6 +62,8 @@ impl<T> WorkQueue<T> {
             summary: [0; WORDS / 64],
             nodes: Vec::new(),
             free: NONE,
+            oldest: NONE,
+            newest: NONE,
             len: 0,
             work: 0.0,
         }
@@ -58,12 +79,21 @@ impl<T> WorkQueue<T> {
     }
 
     /// `place`: where the entry stands here, which fairness may have moved.
-    pub(super) fn push(&mut self, place: Priority, entry: Entry<T>) {
+    pub(super) fn push(&mut self, place: Priority, entry: Entry<T>, now: Time) {
         let cell = place.cell();
         self.work += entry.cost;
         self.len += 1;
         let tail = self.lists[cell].tail;
-        let node = Node { entry: Some(entry), next: NONE, previous: tail };
+        let older = self.newest;
+        let node = Node {
+            entry: Some(entry),
+            next: NONE,
+            previous: tail,
+            newer: NONE,
+            older,
+            cell: cell as u32,
+            since: now,
+        };
         let index = match self.free {
             NONE => {
                 self.nodes.push(node);
@@ -83,21 +113,46 @@ impl<T> WorkQueue<T> {
             self.nodes[tail as usize].next = index;
         }
         self.lists[cell].tail = index;
+        match older {
+            NONE => self.oldest = index,
+            older => self.nodes[older as usize].newer = index,
+        }
+        self.newest = index;
+    }
+
+    /// When the oldest of all was put in.
+    pub(super) fn oldest(&self) -> Option<Time> {
+        Some(self.nodes.get(self.oldest as usize)?.since)
+    }
+
+    /// The oldest of all, which is the oldest of its cell as well.
+    pub(super) fn pop_oldest(&mut self) -> Option<Waiting<T>> {
+        let cell = self.nodes.get(self.oldest as usize)?.cell as usize;
+        self.remove(cell, self.oldest)
+    }
+
+    /// Where the most important stands.
+    pub(super) fn best(&self) -> Option<Priority> {
+        self.best_cell().map(Priority::of_cell)
+    }
+
+    fn best_cell(&self) -> Option<usize> {
+        let half = self.summary.iter().position(|bits| *bits != 0)?;
+        let word = half * 64 + self.summary[half].trailing_zeros() as usize;
+        Some(word * 64 + self.words[word].trailing_zeros() as usize)
     }
 
     /// The oldest of the most important.
-    pub(super) fn pop_best(&mut self) -> Option<(Priority, Entry<T>)> {
-        let half = self.summary.iter().position(|bits| *bits != 0)?;
-        let word = half * 64 + self.summary[half].trailing_zeros() as usize;
-        let cell = word * 64 + self.words[word].trailing_zeros() as usize;
-        Some((Priority::of_cell(cell), self.remove(cell, self.lists[cell].head)?))
+    pub(super) fn pop_best(&mut self) -> Option<Waiting<T>> {
+        let cell = self.best_cell()?;
+        self.remove(cell, self.lists[cell].head)
     }
 
     /// The newest of the least important: whoever waits longest among equals
     /// is nearest to its turn.
     pub(super) fn pop_worst(&mut self) -> Option<Entry<T>> {
         let cell = self.worst_cell()?;
-        self.remove(cell, self.lists[cell].tail)
+        Some(self.remove(cell, self.lists[cell].tail)?.entry)
     }
 
     /// What [`pop_worst`](Self::pop_worst) would give.
@@ -113,10 +168,11 @@ impl<T> WorkQueue<T> {
         Some(word * 64 + 63 - self.words[word].leading_zeros() as usize)
     }
 
-    fn remove(&mut self, cell: usize, index: u32) -> Option<Entry<T>> {
+    fn remove(&mut self, cell: usize, index: u32) -> Option<Waiting<T>> {
         let node = &mut self.nodes[index as usize];
         let entry = node.entry.take()?;
         let (next, previous) = (node.next, node.previous);
+        let (newer, older, since) = (node.newer, node.older, node.since);
         node.next = self.free;
         self.free = index;
         match previous {
@@ -126,6 +182,14 @@ impl<T> WorkQueue<T> {
         match next {
             NONE => self.lists[cell].tail = previous,
             next => self.nodes[next as usize].previous = previous,
+        }
+        match older {
+            NONE => self.oldest = newer,
+            older => self.nodes[older as usize].newer = newer,
+        }
+        match newer {
+            NONE => self.newest = older,
+            newer => self.nodes[newer as usize].older = older,
         }
         if self.lists[cell].head == NONE {
             self.words[cell / 64] &= !(1 << (cell % 64));
@@ -140,7 +204,7 @@ impl<T> WorkQueue<T> {
             self.nodes = Vec::new();
             self.free = NONE;
         }
-        Some(entry)
+        Some(Waiting { place: Priority::of_cell(cell), since, entry })
     }
 }
 
@@ -153,7 +217,6 @@ mod tests {
 
     use super::*;
     use crate::engine::ids::Tier;
-    use crate::engine::time::Time;
 
     fn entry(item: u32, tier: u8, level: u8) -> Entry<u32> {
         Entry {
@@ -169,7 +232,7 @@ mod tests {
     proptest! {
         #[test]
         fn behaves_as_a_sorted_list(
-            steps in prop::collection::vec((0u8..4, 0u8..64, 0u8..128), 1..300)
+            steps in prop::collection::vec((0u8..5, 0u8..64, 0u8..128), 1..300)
         ) {
             let mut queue = WorkQueue::new();
             let mut model: Vec<(usize, u32)> = Vec::new();
@@ -179,11 +242,20 @@ mod tests {
                         let entry = entry(i as u32, tier, level);
                         model.push((entry.priority.cell(), entry.item));
                         model.sort_unstable();
-                        queue.push(entry.priority, entry);
+                        queue.push(entry.priority, entry, Time::from_millis(i as u64));
                     }
                     2 => {
                         let best = (!model.is_empty()).then(|| model.remove(0).1);
-                        prop_assert_eq!(queue.pop_best().map(|(_, e)| e.item), best);
+                        prop_assert_eq!(queue.pop_best().map(|w| w.entry.item), best);
+                    }
+                    3 => {
+                        let oldest = model.iter().map(|m| m.1).min();
+                        let since = oldest.map(|item| Time::from_millis(item.into()));
+                        prop_assert_eq!(queue.oldest(), since);
+                        model.retain(|m| Some(m.1) != oldest);
+                        let waiting = queue.pop_oldest();
+                        prop_assert_eq!(waiting.as_ref().map(|w| w.since), since);
+                        prop_assert_eq!(waiting.map(|w| w.entry.item), oldest);
                     }
                     _ => {
                         let worst = queue.worst().map(|(place, _)| place.cell());

@@ -80,25 +80,37 @@ impl Upstream {
     }
 
     /// And answered.
-    pub(super) fn answered(&mut self, server: usize) {
+    pub(super) fn answered(&mut self, server: usize, served: bool, now: u64) {
         self.outstanding[server] -= 1;
+        if let Manners::Callers(callers) = &mut self.manners
+            && served
+        {
+            callers[server].accepted(1, engine_time(now));
+        }
     }
 
-    /// Where a first attempt goes; `None`: it is kept back. Among the servers
+    /// Where a first attempt at a call goes, of a task that has `begun` or not;
+    /// `None`: it is kept back. Among the servers
     /// whose level admits the call, the balance decides.
     pub(super) fn first(
         &mut self,
         priority: Priority,
+        begun: bool,
         now: u64,
         rng: &mut SmallRng,
     ) -> Option<usize> {
-        let admitting = self.pick(rng, |up, server| up.admits(server, priority, now));
+        let admitting = self.pick(rng, |up, server| up.admits(server, priority, begun, now));
         match &self.manners {
             Manners::Eager | Manners::Once | Manners::Levels(_) => admitting,
             Manners::Callers(_) => {
                 let server = admitting.or_else(|| self.pick(rng, |_, _| true))?;
                 let Manners::Callers(callers) = &mut self.manners else { return None };
-                let verdict = callers[server].send(priority, engine_time(now), rng.random());
+                let (caller, at) = (&mut callers[server], engine_time(now));
+                let verdict = if begun {
+                    caller.proceed(priority, at, rng.random())
+                } else {
+                    caller.send(priority, at, rng.random())
+                };
                 (verdict != Verdict::Shed).then_some(server)
             }
         }
@@ -109,18 +121,21 @@ impl Upstream {
         &mut self,
         refused_by: usize,
         priority: Priority,
+        begun: bool,
         now: u64,
         rng: &mut SmallRng,
     ) -> Option<usize> {
         if matches!(self.manners, Manners::Once) {
             return None;
         }
-        let server =
-            self.pick(rng, |up, server| server != refused_by && up.admits(server, priority, now))?;
-        if let Manners::Callers(callers) = &mut self.manners
-            && !callers[server].retry(priority, engine_time(now))
-        {
-            return None;
+        let server = self.pick(rng, |up, server| {
+            server != refused_by && up.admits(server, priority, begun, now)
+        })?;
+        if let Manners::Callers(callers) = &mut self.manners {
+            let (caller, at) = (&mut callers[server], engine_time(now));
+            let may =
+                if begun { caller.proceed_again(priority, at) } else { caller.retry(priority, at) };
+            return may.then_some(server);
         }
         Some(server)
     }
@@ -130,10 +145,13 @@ impl Upstream {
         self.pick(rng, |_, _| true)
     }
 
-    fn admits(&self, server: usize, priority: Priority, now: u64) -> bool {
+    fn admits(&self, server: usize, priority: Priority, begun: bool, now: u64) -> bool {
         match &self.manners {
             Manners::Eager | Manners::Once => true,
             Manners::Levels(levels) => levels[server].admits(priority),
+            Manners::Callers(callers) if begun => {
+                callers[server].standing(engine_time(now)).admits(priority)
+            }
             Manners::Callers(callers) => callers[server].level(engine_time(now)).admits(priority),
         }
     }

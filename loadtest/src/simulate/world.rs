@@ -215,7 +215,7 @@ impl World<'_> {
         let server = if task.traits.aggressive {
             upstream.regardless(&mut self.rng)
         } else {
-            upstream.first(task.priority, self.now, &mut self.rng)
+            upstream.first(task.priority, task.index > 0, self.now, &mut self.rng)
         };
         match server {
             Some(server) => self.send(number, server),
@@ -321,7 +321,7 @@ impl World<'_> {
 
     fn answer(&mut self, number: u32, index: u8, server: usize, served: bool) {
         let task = &mut self.tasks[number as usize];
-        self.upstreams[usize::from(task.upstream)].answered(server);
+        self.upstreams[usize::from(task.upstream)].answered(server, served, self.now);
         if !task.open || task.index != index {
             return;
         }
@@ -353,7 +353,8 @@ impl World<'_> {
         } else if task.resends > 0 {
             task.resends -= 1;
             let upstream = &mut self.upstreams[usize::from(task.upstream)];
-            if let Some(other) = upstream.again(server, task.priority, self.now, &mut self.rng) {
+            let (priority, begun) = (task.priority, task.index > 0);
+            if let Some(other) = upstream.again(server, priority, begun, self.now, &mut self.rng) {
                 self.tally.resent(self.now);
                 self.send(number, other);
             }

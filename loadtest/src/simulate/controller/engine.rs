@@ -80,6 +80,6 @@ impl Controller for Engine {
     }
 
     fn level(&self) -> Option<AdmissionLevel> {
-        Some(self.admission.level())
+        Some(self.admission.advised())
     }
 }

@@ -8,6 +8,7 @@ mod real;
 mod result;
 mod steady;
 mod tally;
+mod users;
 mod watch;
 
 use anyhow::Result;

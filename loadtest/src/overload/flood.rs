@@ -355,7 +355,8 @@ mod tests {
                         std::thread::sleep(wait);
                         let body = "{\"results\":[{\"id\":\"a\",\"status\":\"accepted\"},\
                                     {\"id\":\"b\",\"status\":\"rejected\",\"code\":\"overloaded\"}]}";
-                        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+                        let head =
+                            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
                         if stream.write_all(format!("{head}{body}").as_bytes()).is_err() {
                             return;
                         }

@@ -92,7 +92,7 @@ pub(crate) struct Options {
     storm: u32,
     /// Publish one event of each of so many users, watch memory, and end.
     #[arg(long)]
-    pub(super) distinct_users: Option<u64>,
+    distinct_users: Option<u64>,
     /// The whole run ends by itself after so many seconds.
     #[arg(long, default_value_t = 1_200)]
     max_seconds: u64,
@@ -137,6 +137,9 @@ pub(super) fn command(
     json: Option<std::path::PathBuf>,
 ) -> Result<()> {
     let run = options.run(json);
+    if let Some(users) = options.distinct_users {
+        return super::users::command(options, users, &run);
+    }
     let deadline = Deadline::arm(run.max_seconds);
     let mut progress = Progress::new(run.quiet);
     let (_, client_cpus) = options.server.processors()?;

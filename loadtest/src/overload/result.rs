@@ -115,7 +115,12 @@ pub(super) struct Step {
 }
 
 impl Step {
-    pub(super) fn of(connections: usize, tally: &Tally, samples: &[Sample], client_cpu: u64) -> Self {
+    pub(super) fn of(
+        connections: usize,
+        tally: &Tally,
+        samples: &[Sample],
+        client_cpu: u64,
+    ) -> Self {
         let refused: u64 = tally.refused.values().sum();
         Self {
             connections,
@@ -261,7 +266,11 @@ impl Phase {
             queue_full_per_second: per_second(sum.queue_full),
             accepted_per_second: per_second(sum.accepted),
             accepted_of_capacity: per_second(sum.accepted) / capacity,
-            refused_per_second: sum.refused.iter().map(|(k, v)| (k.clone(), per_second(*v))).collect(),
+            refused_per_second: sum
+                .refused
+                .iter()
+                .map(|(k, v)| (k.clone(), per_second(*v)))
+                .collect(),
             requests_per_second: per_second(sum.requests),
             tiers: tiers(&scrapes, sum.seconds),
             cooperating_answers: Recorded::of(&polite.answers).summary(),
@@ -350,7 +359,11 @@ impl Phase {
             ),
             mark(
                 "memory, first and last quarter",
-                format!("{:.0} and {:.0} MiB", self.rss_first_kib / 1024.0, self.rss_last_kib / 1024.0),
+                format!(
+                    "{:.0} and {:.0} MiB",
+                    self.rss_first_kib / 1024.0,
+                    self.rss_last_kib / 1024.0
+                ),
                 format!("at most {:.0} MiB", allowed / 1024.0),
                 self.rss_last_kib <= allowed,
             ),
@@ -417,10 +430,12 @@ pub(super) fn output(
         section.line(name, format!("{}, answers {}", group.delivery, group.answers))
     };
     let section = steady(Section::new("unloaded"), "hot room", &calm.rooms.hot);
-    output.print(steady(section, "small rooms", &calm.rooms.small).line(
-        "lost",
-        format!("hot {}, small {}", calm.rooms.hot.lost(), calm.rooms.small.lost()),
-    ));
+    output.print(
+        steady(section, "small rooms", &calm.rooms.small).line(
+            "lost",
+            format!("hot {}, small {}", calm.rooms.hot.lost(), calm.rooms.small.lost()),
+        ),
+    );
     let mut section = Section::new("capacity: closed loops, more and more of them");
     let steps = capacity.steps.iter().map(|step| (step, ""));
     for (step, held) in steps.chain(capacity.held.iter().map(|step| (step, ", held"))) {
@@ -450,8 +465,8 @@ pub(super) fn output(
         let mut section = Section::new(&title);
         for mark in &marks {
             let word = if mark.holds { "PASS" } else { "FAIL" };
-            section = section
-                .line(word, format!("{:<31} {} ({})", mark.name, mark.value, mark.wanted));
+            section =
+                section.line(word, format!("{:<31} {} ({})", mark.name, mark.value, mark.wanted));
         }
         output.print(section);
         let name = format!("x{}", phase.factor);
@@ -499,9 +514,7 @@ fn account(phase: &Phase, publishers: &str) -> Section {
             "not sent",
             format!(
                 "{:.0}/s below the level, {:.0}/s to a full queue, {:.0}/s without a connection",
-                phase.shed_locally_per_second,
-                phase.queue_full_per_second,
-                phase.unsent_per_second
+                phase.shed_locally_per_second, phase.queue_full_per_second, phase.unsent_per_second
             ),
         )
         .line(
@@ -520,7 +533,10 @@ fn account(phase: &Phase, publishers: &str) -> Section {
         .line("small rooms", format!("{}; answers {}", small.delivery, small.answers))
         .line(
             "refused there",
-            format!("hot {:?}, small important {:?}, chat {:?}", hot.refused[0], small.refused[0], small.refused[1]),
+            format!(
+                "hot {:?}, small important {:?}, chat {:?}",
+                hot.refused[0], small.refused[0], small.refused[1]
+            ),
         )
         .line(
             "level",

@@ -100,10 +100,12 @@ impl Watch {
             while !stopped.load(Ordering::Relaxed) {
                 let view = client.get("/admission").ok();
                 let view = view.and_then(|(_, body)| serde_json::from_slice::<View>(&body).ok());
-                let silent = view.as_ref().is_none_or(|view| view.shards.iter().any(Option::is_none));
+                let silent =
+                    view.as_ref().is_none_or(|view| view.shards.iter().any(Option::is_none));
                 let sample = Sample {
                     at_us: sys::mono_us(),
-                    shards: view.map_or_else(Vec::new, |v| v.shards.into_iter().flatten().collect()),
+                    shards: view
+                        .map_or_else(Vec::new, |v| v.shards.into_iter().flatten().collect()),
                     silent,
                     rss_kib: pid.and_then(sys::rss_kib).unwrap_or(0),
                     cpu_ns: pid.and_then(sys::cpu_ns).unwrap_or(0),

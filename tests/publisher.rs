@@ -282,10 +282,11 @@ async fn retries_keep_to_their_budget_when_everything_fails() {
         receipts.extend(publish_many(&publisher, &format!("r{n}"), "gift", n * 100..(n + 1) * 100));
     }
     let ended = outcomes(receipts).await;
-    let allowed = 0.2 * 2_000.0 + 10.0 * began.elapsed().as_secs_f64() + 30.0;
+    // Nothing was accepted, and only that pays for more than ten a second.
+    let allowed = 10.0 * began.elapsed().as_secs_f64() + 30.0;
     assert!(ended.iter().all(|o| matches!(o, Outcome::Rejected(r) if r.code == "draining")));
     let resent = fake.seen(|seen| seen.events.len()) - 2_000;
-    assert!(resent > 100 && resent as f64 <= allowed, "{resent} of {allowed}");
+    assert!(resent > 5 && resent as f64 <= allowed, "{resent} of {allowed}");
     let stats = within(publisher.close()).await;
     assert_eq!(stats.caller.retries, resent as u64);
     assert!(stats.caller.retries_exhausted > 0);
@@ -379,14 +380,18 @@ async fn a_batch_that_is_too_large_for_the_server_goes_in_parts() {
     assert!(refused.iter().all(code), "{refused:?}");
     balanced(&within(publisher.close()).await, 110);
 
-    // Being split is no attempt: the parts may still be sent again.
+    // Being split is no attempt: the parts may still be sent again, and what is
+    // accepted first pays for that.
+    fake.script(|script| script.most = 100);
+    let publisher = ready(settings(&fake)).await;
+    let first = outcomes(publish_many(&publisher, "r", "chat", 2_000..2_300)).await;
+    assert_eq!(accepted(&first), 300);
     fake.script(|script| {
         script.most = 7;
         script.level = Level { business: 1, ttl_ms: 1 };
         script.retry_after_ms = Some(30);
     });
     let before = fake.seen(|seen| seen.batches.len());
-    let publisher = ready(settings(&fake)).await;
     let receipts = publish_many(&publisher, "r", "chat", 1_000..1_100);
     // 100, 50, 25, 12, and six that are refused for now.
     within(fake.requests(before + 5)).await;

@@ -318,7 +318,11 @@ impl Worker {
     fn results(&mut self, batch: Vec<Held>, results: Vec<EventResult>, now: Time) {
         for (held, result) in batch.into_iter().zip(results) {
             match result {
-                EventResult::Accepted { seq } => self.end(held, Outcome::Accepted { seq }),
+                EventResult::Accepted { seq } => {
+                    // What was accepted pays for retries.
+                    self.caller.accepted(1, now);
+                    self.end(held, Outcome::Accepted { seq });
+                }
                 EventResult::Rejected(refusal) => {
                     let wait = refusal.retry_after;
                     self.rejected(held, Outcome::Rejected(refusal), wait, now);

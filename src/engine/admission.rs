@@ -236,6 +236,7 @@ impl<T> Admission<T> {
             let Some(Waiting { place, since, entry }) = self.pop(now) else {
                 self.stalled = None;
                 self.starved = true;
+                self.controller.drained();
                 self.strict &= !self.controller.level().is_open();
                 return None;
             };
@@ -262,7 +263,7 @@ impl<T> Admission<T> {
             self.wake(now);
             self.starved = false;
             self.stalled = (self.queue.len() > 0).then_some(now);
-            self.controller.started(entry.cost, waited);
+            self.controller.started(entry.cost, waited, now);
             self.stats.started[tier(&entry)] += 1;
             return Some(entry);
         }

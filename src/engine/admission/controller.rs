@@ -48,6 +48,10 @@ const RESTED: f64 = 0.01;
 const MARGIN_STEP: f64 = 1.25;
 /// Steps of the paper that one window may take at once.
 const MOST_STEPS: f64 = 6.0;
+/// What one window may admit more than the last while requests still arrive late.
+const CATCH_UP: f64 = 1.1;
+/// Share of the work done that is admitted however late requests arrive.
+const LEAST_DONE: f64 = 0.5;
 /// Tiers that together ask for no more than this share of the capacity are safe.
 const SAFE: f64 = 0.9;
 /// Time constant of the histogram while windows agree, in microseconds.
@@ -72,6 +76,10 @@ struct Window {
     before: f64,
     /// Time without anything to do.
     rested: f64,
+    /// Work done while more of it waited, in how many requests and in what time.
+    chained: f64,
+    chain: u64,
+    chain_time: f64,
 }
 
 /// What the last window came to.
@@ -100,6 +108,12 @@ pub(super) struct Controller {
     samples: u64,
     /// What is admitted beyond the capacity, as a share of it.
     margin: f64,
+    /// Work begun and not yet followed by other work, in how many requests, and
+    /// since when. Only what is followed by other work tells how long it took.
+    begun: Option<(f64, u64, Time)>,
+    /// While requests wait before they get here: the most work per microsecond
+    /// that was done since that began.
+    behind: Option<f64>,
     verdict: Verdict,
 }
 
@@ -116,6 +130,8 @@ impl Controller {
             capacity: 1.0,
             samples: 0,
             margin: settings.margin,
+            begun: None,
+            behind: None,
             verdict: Verdict::default(),
         }
     }
@@ -185,10 +201,25 @@ impl Controller {
         self.window.evictions += 1;
     }
 
-    pub(super) fn started(&mut self, cost: f64, waited: Duration) {
+    pub(super) fn started(&mut self, cost: f64, waited: Duration, now: Time) {
         self.window.started += cost;
         self.window.starts += 1;
         self.window.waited += waited.as_micros() as f64;
+        let (work, requests, since) = self.begun.unwrap_or((0.0, 0, now));
+        if now > since {
+            self.window.chained += work;
+            self.window.chain += requests;
+            self.window.chain_time += now.since(since).as_micros() as f64;
+            self.begun = Some((cost, 1, now));
+        } else {
+            self.begun = Some((work + cost, requests + 1, since));
+        }
+    }
+
+    /// Nothing is left to start. When the last of it was done nobody knows: the
+    /// server may have had other things to do.
+    pub(super) fn drained(&mut self) {
+        self.begun = None;
     }
 
     pub(super) fn rested(&mut self, time: Duration) {
@@ -232,7 +263,7 @@ impl Controller {
         let spare = !self.level.is_open()
             && age >= SPARE_CHECK
             && window.rested >= SPARE * age.as_micros() as f64;
-        let first = !self.has_measured() && window.starts >= FIRST_SAMPLES;
+        let first = !self.has_measured() && window.chain >= FIRST_SAMPLES;
         if full || age >= SHORTEST && (onset || first || self.overfull) || spare {
             self.close(settings, queue_work, stalled, now);
             return true;
@@ -250,9 +281,9 @@ impl Controller {
         let window =
             std::mem::replace(&mut self.window, Window { began: now, ..Window::default() });
         let elapsed = (now.since(window.began).as_micros() as f64).max(1.0);
-        let busy = (elapsed - window.rested).max(0.0);
-        if busy >= LEAST_BUSY && window.started > 0.0 {
-            self.measure(window.started / busy, window.starts, busy);
+        if window.chain_time >= LEAST_BUSY && window.chained > 0.0 {
+            let rate = window.chained / window.chain_time;
+            self.measure(rate, window.chain, window.chain_time);
         }
         let mut queueing =
             Duration::from_micros((window.waited / window.starts.max(1) as f64) as u64);
@@ -271,14 +302,10 @@ impl Controller {
         let thin = window.requests < settings.min_requests;
         let admitted = window.admitted / elapsed;
         let goal = self.capacity * (1.0 + self.margin);
-        // Requests that waited before they even got here cost the server more
-        // than it refuses them for; less of them must be sent. No queue here
-        // tells how much less, so the paper's step is taken, the larger the
-        // longer they waited.
         let before = window.before / window.requests.max(1) as f64;
         let behind = before / settings.threshold.as_micros().max(1) as f64;
-        let target = if behind > 1.0 {
-            goal.min(admitted) * (1.0 - settings.alpha * behind.min(MOST_STEPS))
+        let target = if let Some(target) = self.catch_up(settings, &window, elapsed, behind) {
+            target.min(goal)
         } else if evicting {
             goal
         } else if waiting {
@@ -291,6 +318,35 @@ impl Controller {
         if !tighter || !thin && (waiting || evicting || behind > 1.0 || !self.level.is_open()) {
             (self.level, self.safe, self.scale) = next;
         }
+    }
+
+    /// Requests that wait before they even get here are not this queue's to
+    /// refuse: reading them is what takes the time, and less must be sent. Nothing
+    /// here tells how much less, so the paper's step is taken, the larger the
+    /// longer they waited, and taken back by tenths, or by what the server rests.
+    /// Callers that do not listen are no reason to serve nobody: never below half
+    /// of what was done.
+    fn catch_up(
+        &mut self,
+        settings: &AdmissionSettings,
+        window: &Window,
+        elapsed: f64,
+        behind: f64,
+    ) -> Option<f64> {
+        let admitted = window.admitted / elapsed;
+        if behind > 1.0 {
+            let done = self.behind.unwrap_or(0.0).max(window.started / elapsed);
+            self.behind = Some(done);
+            let less = admitted * (1.0 - settings.alpha * behind.min(MOST_STEPS));
+            return Some(less.max(done * LEAST_DONE));
+        }
+        let done = self.behind?;
+        let spare = window.rested / elapsed;
+        if self.level.is_open() || spare > 0.5 {
+            self.behind = None;
+            return None;
+        }
+        Some((admitted * (1.0 / (1.0 - spare)).max(CATCH_UP)).max(done * LEAST_DONE))
     }
 
     /// Follows the capacity: work done per microsecond in `starts` requests.

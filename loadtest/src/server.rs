@@ -65,6 +65,13 @@ pub(crate) struct ServerOptions {
 }
 
 impl ServerOptions {
+    /// The same with one setting more, which those of the command line overrule.
+    pub(crate) fn with(&self, setting: &str) -> Self {
+        let mut options = self.clone();
+        options.settings.insert(0, setting.to_owned());
+        options
+    }
+
     /// The server's processors and ours.
     pub(crate) fn processors(&self) -> Result<(Vec<usize>, Vec<usize>)> {
         let all = sys::processors();

@@ -28,6 +28,9 @@ const SETTLE_US: u64 = 1_500_000;
 const TAIL_US: u64 = 15_000_000;
 /// How long a return to normal is waited for.
 const RECOVERY_US: u64 = 15_000_000;
+/// How long a storm is waited for when the load is over: a little more than a
+/// viewer tries.
+const STORM_US: u64 = 32_000_000;
 /// Two steps of the search for capacity must bring less than this.
 const GROWTH: f64 = 1.03;
 
@@ -386,7 +389,7 @@ impl<'a> Bench<'a> {
         let normal = self.back_to_normal(ended)?;
         let storm = match (storm, joined) {
             (Some(mut fleet), Some(joined)) => {
-                let stats = fleet.collect(false, self.deadline)?;
+                let stats = self.storm_settles(&mut fleet)?;
                 Some(Storm::of(self.options.storm, joined, &stats, &before, &self.server.metrics()))
             }
             _ => None,
@@ -403,6 +406,19 @@ impl<'a> Bench<'a> {
             client_cpu,
             storm,
         ))
+    }
+
+    /// Waits until all of the storm are in, or no more will be.
+    fn storm_settles(&mut self, fleet: &mut Fleet) -> Result<Stats> {
+        let limit = sys::mono_us() + STORM_US;
+        loop {
+            self.rest(250_000)?;
+            let stats = fleet.collect(false, self.deadline)?;
+            let inside: u64 = stats.groups.iter().map(|group| group.viewers).sum();
+            if inside >= u64::from(self.options.storm) || sys::mono_us() > limit {
+                return Ok(stats);
+            }
+        }
     }
 
     fn wait(&mut self, load: &Load, until: u64) -> Result<()> {
@@ -494,7 +510,7 @@ fn rush(
     until: u64,
     deadline: Deadline,
     progress: &mut Progress,
-) -> Result<(u32, BTreeMap<String, u32>, f64)> {
+) -> Result<(u32, BTreeMap<String, u32>)> {
     let from = sys::mono_us();
     fleet.begin_connect()?;
     let mut most = 0;
@@ -502,7 +518,7 @@ fn rush(
         most = joined.max(most);
         Ok(sys::mono_us() < until)
     })?;
-    Ok((joined.joined.max(most), joined.failed, joined.seconds))
+    Ok((joined.joined.max(most), joined.failed))
 }
 
 fn viewers(server: &Server, rooms: &[String], shares: Vec<Share>) -> Plan {

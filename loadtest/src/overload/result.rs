@@ -159,7 +159,6 @@ pub(super) struct Storm {
     /// Some time after it had.
     joined: u64,
     failed: BTreeMap<String, u32>,
-    seconds: f64,
     /// By the server: joins that waited in line.
     held: f64,
     returns: Returns,
@@ -169,7 +168,7 @@ pub(super) struct Storm {
 impl Storm {
     pub(super) fn of(
         asked: u32,
-        (joined_under_load, failed, seconds): (u32, BTreeMap<String, u32>, f64),
+        (joined_under_load, failed): (u32, BTreeMap<String, u32>),
         stats: &Stats,
         before: &Metrics,
         after: &Metrics,
@@ -181,7 +180,6 @@ impl Storm {
             joined_under_load,
             joined: group.viewers,
             failed,
-            seconds,
             held: after.series_growth(before, series).unwrap_or(0.0),
             returns: stats.returns,
             join: group.join.summary(),
@@ -560,11 +558,10 @@ fn account(phase: &Phase, publishers: &str) -> Section {
             .line(
                 "storm",
                 format!(
-                    "{} asked; {} in before the load ended ({:.1} s), {} after it; held {:.0}, \
+                    "{} asked; {} in before the load ended, {} some time after; held {:.0}, \
                      refused with a time {}, came back {}, reconnected {}",
                     storm.asked,
                     storm.joined_under_load,
-                    storm.seconds,
                     storm.joined,
                     storm.held,
                     storm.returns.refused,

@@ -59,7 +59,15 @@ impl Observer {
         kinds: Arc<Kinds>,
         clock: Clock,
     ) -> Self {
-        Self { shards, edges, auth, kinds, clock, leaving: AtomicBool::new(false), last: Mutex::default() }
+        Self {
+            shards,
+            edges,
+            auth,
+            kinds,
+            clock,
+            leaving: AtomicBool::new(false),
+            last: Mutex::default(),
+        }
     }
 
     /// From now on the server is not ready.

@@ -108,9 +108,12 @@ mod tests {
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
-        for line in
-            ["tidegate admission pin", "tidegate watch a/b", "tidegate token --room a", "tidegate token --user u --ttl 1y"]
-        {
+        for line in [
+            "tidegate admission pin",
+            "tidegate watch a/b",
+            "tidegate token --room a",
+            "tidegate token --user u --ttl 1y",
+        ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
     }

@@ -70,14 +70,14 @@ pub use event::{Content, NewEvent};
 pub use outcome::{Failure, Outcome, PublishError, Refusal};
 pub use stats::PublisherStats;
 
-use crate::clock::Clock;
-use crate::engine::caller::CallerSettings;
-use crate::engine::ids::RoomId;
 use self::grpc::Grpc;
 use self::http::{Authorization, Http};
 use self::stats::Shared;
 use self::transport::Transport;
 use self::worker::{Held, Worker};
+use crate::clock::Clock;
+use crate::engine::caller::CallerSettings;
+use crate::engine::ids::RoomId;
 
 /// Where to publish, and within which bounds. Counts and sizes of zero count as
 /// one.
@@ -225,8 +225,7 @@ impl Publisher {
         let (inbox, arrivals) = mpsc::channel(queue_events);
         let clock = Clock::start();
         let shared = Arc::new(Shared::default());
-        let worker =
-            Worker::new(settings, clock, transport, Arc::clone(&shared), arrivals);
+        let worker = Worker::new(settings, clock, transport, Arc::clone(&shared), arrivals);
         Ok(Self {
             inbox,
             events: Arc::new(Semaphore::new(queue_events)),

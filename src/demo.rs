@@ -48,7 +48,8 @@ impl Tokens {
     }
 
     fn mint(&self, user: &str, role: Role) -> Result<String, ApiError> {
-        let claims = Claims { user: user.to_owned(), role, rooms: vec![ROOM.to_owned()], client: None };
+        let claims =
+            Claims { user: user.to_owned(), role, rooms: vec![ROOM.to_owned()], client: None };
         self.auth.mint(&claims, TOKEN_TTL, self.clock.now()).map_err(|error| {
             let status = StatusCode::INTERNAL_SERVER_ERROR;
             ApiError::new(status, "no_signing_key", error.to_string())

@@ -32,7 +32,7 @@ use crate::engine::ids::ShardId;
 use crate::engine::kind::Kinds;
 use crate::engine::level::LevelKey;
 use crate::ingress::http::router;
-use crate::ingress::intake::Api;
+use crate::ingress::intake::{Api, RoomAdvice};
 use crate::ingress::stats::EdgeStats;
 use crate::limits::{CallerLimits, ClientTypes};
 use crate::shard::held::HoldSettings;
@@ -165,7 +165,9 @@ impl Plan {
             hold: HoldSettings {
                 most: config.admission.held_joins,
                 // Whoever waits must hear of it before it is closed for not joining.
-                patience: millis(config.admission.hold_ms.min(config.websocket.join_timeout_ms / 2)),
+                patience: millis(
+                    config.admission.hold_ms.min(config.websocket.join_timeout_ms / 2),
+                ),
             },
             reconnect_spread: millis(config.server.reconnect_spread_ms),
             seed,
@@ -225,6 +227,7 @@ impl Plan {
             clock: self.clock,
             stats: Arc::clone(&stats),
             limits: Arc::clone(&self.limits),
+            advice: RoomAdvice::default(),
             max_body: config.ingress.max_body_bytes,
             max_events: config.ingress.max_events_per_request,
             max_history: config.ingress.max_history_events,

@@ -34,8 +34,8 @@ use tracing::debug;
 
 use self::connection::{Connections, LINGER, ViewerKey, farewell};
 use self::fanout::{Fanout, Finished};
-use self::home::{HomeSettings, Homes};
 use self::held::{HoldSettings, Line};
+use self::home::{HomeSettings, Homes};
 use self::peers::{
     AdmissionView, Asker, Events, LocalShards, Message, Override, Path as _, Placement as _,
     Standing,
@@ -305,8 +305,7 @@ impl Shard {
             &mut finished,
         );
         let now = self.clock.now();
-        let (writes, bytes) =
-            (self.stats.socket_writes - writes, self.stats.socket_bytes - bytes);
+        let (writes, bytes) = (self.stats.socket_writes - writes, self.stats.socket_bytes - bytes);
         self.homes.intake.cost.sent(writes, bytes, now.since(begun));
         for index in finished.drain(..) {
             self.frame_done(index, now);

@@ -179,9 +179,10 @@ async fn decision<T: serde::de::DeserializeOwned>(
     request: Request,
 ) -> Result<(String, T), ApiError> {
     let operator = operator(observer, request.headers())?;
-    let Json(body) = Json::<T>::from_request(request, &()).await.map_err(|error: JsonRejection| {
-        ApiError::new(error.status(), "malformed_body", error.body_text())
-    })?;
+    let Json(body) =
+        Json::<T>::from_request(request, &()).await.map_err(|error: JsonRejection| {
+            ApiError::new(error.status(), "malformed_body", error.body_text())
+        })?;
     Ok((operator, body))
 }
 

@@ -161,7 +161,12 @@ fn admission(config: &Config, check: &mut Check) {
     let admission = &config.admission;
     check.range("admission.queue_ms", admission.queue_ms, 1..=10_000);
     check.range("admission.burst_ms", admission.burst_ms, 1..=60_000);
-    check.at_most("admission.queue_ms", admission.queue_ms as usize, "admission.burst_ms", admission.burst_ms as usize);
+    check.at_most(
+        "admission.queue_ms",
+        admission.queue_ms as usize,
+        "admission.burst_ms",
+        admission.burst_ms as usize,
+    );
     check.range("admission.threshold_ms", admission.threshold_ms, 1..=10_000);
     check.range("admission.window_ms", admission.window_ms, 50..=60_000);
     check.range("admission.window_events", admission.window_events, 100..=1_000_000);

@@ -212,7 +212,7 @@ impl<T> Admission<T> {
         let before = now.since(entry.arrived);
         self.controller.arrived(place, entry.cost, before, self.backlog_micros());
         self.fairness.arrived(entry.room, entry.cost);
-        if !self.admits(place) {
+        if !self.admits(place, entry.room) {
             if !self.settings.dry_run {
                 return self.refuse(entry, Shed::Level, shed);
             }
@@ -334,7 +334,7 @@ impl<T> Admission<T> {
         let closed = self.controller.tick(&self.settings, self.queue.work(), stalled, now);
         if closed {
             let overloaded = self.controller.verdict().overloaded || !self.level().is_open();
-            self.fairness.share_out(self.controller.capacity(), overloaded, now);
+            self.fairness.share_out(self.controller.throughput(), overloaded, now);
         }
     }
 
@@ -364,7 +364,11 @@ impl<T> Admission<T> {
     /// The same as callers of one room should apply it.
     #[must_use]
     pub fn advised_for(&self, room: u64) -> AdmissionLevel {
-        self.fairness.level_for(self.advised(), room)
+        if self.pinned.is_some() {
+            self.advised()
+        } else {
+            self.fairness.level_for(self.advised(), room)
+        }
     }
 
     /// A request was refused elsewhere on the word of the level here: it counts
@@ -446,7 +450,11 @@ impl<T> Admission<T> {
     /// Whether the request gets past the level, or past what callers are told. A
     /// server that has nothing to do refuses nothing: a level is a forecast, and
     /// this is a fact.
-    fn admits(&self, priority: Priority) -> bool {
+    fn admits(&self, priority: Priority, room: u64) -> bool {
+        // An operator's level holds for every room.
+        if self.pinned.is_none() && self.fairness.is_within(room) {
+            return true;
+        }
         let starved = self.starved && self.queue.len() == 0;
         let told = || self.controller.advised(self.backlog_micros());
         self.level().admits(priority)

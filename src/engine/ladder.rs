@@ -213,7 +213,8 @@ mod tests {
     fn between_up_and_down_it_rests() {
         let mut ladder = Ladder::new(START);
         steps(&mut ladder, START, 2, Pressure { queueing: 0.8, refusing: false });
-        let way = steps(&mut ladder, START + STEP * 2, 3, Pressure { queueing: 0.4, refusing: false });
+        let way =
+            steps(&mut ladder, START + STEP * 2, 3, Pressure { queueing: 0.4, refusing: false });
         assert_eq!(way, [Rung::Thin; 3]);
     }
 

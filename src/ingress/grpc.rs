@@ -238,12 +238,12 @@ impl Talk {
             let reason = "bad_request_number: a request has a number of its own from 1";
             return self.end = Some(End::Broken(Status::invalid_argument(reason)));
         }
-        let (api, limit) = (Arc::clone(&self.api), self.api.timeout);
+        let api = Arc::clone(&self.api);
         let begun = begin(&self.api, &self.grant, envelope);
         self.work.push(Box::pin(async move {
             let done = match begun {
                 Ok((ids, pending)) => {
-                    let verdicts = pending.verdicts(limit).await;
+                    let verdicts = pending.verdicts(&api).await;
                     verdicts.map(|(verdicts, admission)| answer(number, ids, verdicts, admission))
                 }
                 Err(error) => Err(error),
@@ -306,10 +306,10 @@ mod tests {
     use crate::auth::{Authenticator, Claims, Role};
     use crate::clock::Clock;
     use crate::config::{Auth, Config, KeyConfig, Secret};
-    use crate::engine::ids::ShardId;
+    use crate::engine::ids::{RoomId, ShardId};
     use crate::engine::level::LevelKey;
-    use crate::engine::priority::AdmissionLevel;
-    use crate::ingress::intake::Verdict;
+    use crate::engine::priority::{AdmissionLevel, Advice};
+    use crate::ingress::intake::{RoomAdvice, Verdict};
     use crate::ingress::stats::EdgeStats;
     use crate::limits::CallerLimits;
     use crate::shard::peers::{Inbox, LocalShards, Message, Standing};
@@ -328,6 +328,7 @@ mod tests {
             clock: Clock::start(),
             stats: Arc::new(EdgeStats::default()),
             limits: Arc::new(CallerLimits::new(&config.limit_settings(1))),
+            advice: RoomAdvice::default(),
             max_body: 1_000,
             max_events: 100,
             max_history: 100,
@@ -354,7 +355,7 @@ mod tests {
         let (ids, pending) = begin(api, &grant, envelope).expect("taken");
         assert_eq!(ids, ["gift", "chat"]);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let verdicts = pending.verdicts(Duration::from_secs(1));
+        let verdicts = pending.verdicts(&api);
         runtime.expect("a runtime").block_on(verdicts).expect("no event was handed over").0
     }
 
@@ -374,6 +375,11 @@ mod tests {
         let level = AdmissionLevel::from_wire(1, 127, None);
         let pressed = Standing { level, pressed: true, load: 2.0 };
         api.shards.set_standing(ShardId(0), pressed);
+        let unknown = garbage(&api);
+        assert_eq!(codes(&unknown), ["bad_payload"; 2], "nobody knows how much the room uses");
+        let room = RoomId::new("r").expect("a name");
+        let advice = Advice { level, ttl: Duration::from_secs(1) };
+        api.advice.keep(&room, advice, api.clock.now());
         let verdicts = garbage(&api);
         assert_eq!(codes(&verdicts), ["bad_payload", "overloaded"], "tier 1 is admitted, 3 is not");
         assert!(matches!(verdicts[1], Verdict::Rejected { retry_after_ms: Some(_), .. }));

@@ -7,7 +7,8 @@
 //! than reading who wants what.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::header::AUTHORIZATION;
@@ -26,7 +27,7 @@ use crate::engine::ids::{RoomId, Seq};
 use crate::engine::kind::Kinds;
 use crate::engine::level::HourKey;
 use crate::engine::outcome::{Outcome, RETRY_AFTER_MS};
-use crate::engine::priority::{Advice, Priority};
+use crate::engine::priority::{AdmissionLevel, Advice, Priority};
 use crate::engine::time::Time;
 use crate::limits::{CallerLimits, Limited};
 use crate::shard::peers::{
@@ -47,6 +48,8 @@ pub struct Api {
     pub stats: Arc<EdgeStats>,
     /// Fixed limits of callers.
     pub limits: Arc<CallerLimits>,
+    /// What homes last said of their rooms.
+    pub advice: RoomAdvice,
     /// Largest body in bytes, and largest message of a stream.
     pub max_body: usize,
     /// Events in one request.
@@ -168,10 +171,41 @@ pub struct Head<'a> {
     pub user: &'a str,
 }
 
+/// Rooms whose advice is kept. When all places are taken they are given up.
+const MOST_ADVISED: usize = 4_096;
+/// What a home said of a room holds for refusing on its behalf this long.
+const ADVICE_AGE: Duration = Duration::from_millis(250);
+
+/// What homes last said of their rooms. Only they know how much of its share a
+/// room uses.
+#[derive(Debug, Default)]
+pub struct RoomAdvice(Mutex<HashMap<RoomId, (AdmissionLevel, Time)>>);
+
+impl RoomAdvice {
+    pub(super) fn keep(&self, room: &RoomId, advice: Advice, now: Time) {
+        let mut rooms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if advice.level.is_open() {
+            rooms.remove(room);
+            return;
+        }
+        if rooms.len() >= MOST_ADVISED {
+            rooms.clear();
+        }
+        rooms.insert(room.clone(), (advice.level, now));
+    }
+
+    fn of(&self, room: &RoomId, now: Time) -> AdmissionLevel {
+        let rooms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = rooms.get(room).filter(|(_, said)| now.since(*said) <= ADVICE_AGE);
+        fresh.map_or(AdmissionLevel::OPEN, |(level, _)| *level)
+    }
+}
+
 /// How a room's home stood when a request came. The home judges for itself;
 /// what it would surely refuse is spared the way there.
 struct Gate {
     standing: Standing,
+    level: AdmissionLevel,
     advice: Advice,
     hour: HourKey,
     /// What was refused: the home counts it as demand.
@@ -181,17 +215,18 @@ struct Gate {
 impl Gate {
     fn of(api: &Api, room: &RoomId, now: Time) -> Self {
         let (standing, advice) = (api.shards.standing(room), api.shards.advice(room));
-        Self { standing, advice, hour: api.shards.hour(now), shunned: Vec::new() }
+        let level = if standing.pressed { api.advice.of(room, now) } else { AdmissionLevel::OPEN };
+        Self { standing, level, advice, hour: api.shards.hour(now), shunned: Vec::new() }
     }
 
     /// When to come back, if the event does not pass.
     fn refuses(&mut self, api: &Api, head: &Head<'_>) -> Option<Duration> {
-        if self.standing.level.is_open() || !self.standing.pressed {
+        if self.level.is_open() {
             return None;
         }
         let tier = api.kinds.tier(head.kind);
         let priority = self.hour.priority(tier, head.user, head.id);
-        if self.standing.level.admits(priority) {
+        if self.level.admits(priority) {
             return None;
         }
         self.shunned.push(priority);
@@ -287,7 +322,7 @@ impl<'a> Batch<'a> {
         } else if self
             .api
             .shards
-            .publish(self.room, self.events, parsed, Origin::Request(reply))
+            .publish(self.room.clone(), self.events, parsed, Origin::Request(reply))
             .is_ok()
         {
             Some(answer)
@@ -300,13 +335,14 @@ impl<'a> Batch<'a> {
             }
             None
         };
-        Pending { verdicts: self.verdicts, answer, admission }
+        Pending { room: self.room, verdicts: self.verdicts, answer, admission }
     }
 }
 
 /// A request whose events are with the room's home.
 #[derive(Debug)]
 pub struct Pending {
+    room: RoomId,
     verdicts: Vec<Option<Verdict>>,
     answer: Option<oneshot::Receiver<Answered>>,
     /// The level to tell the caller.
@@ -318,12 +354,13 @@ impl Pending {
     /// home admits.
     ///
     /// # Errors
-    /// The home did not answer within `limit`, or ends.
-    pub async fn verdicts(mut self, limit: Duration) -> Result<(Vec<Verdict>, Advice), ApiError> {
+    /// The home did not answer in time, or ends.
+    pub async fn verdicts(mut self, api: &Api) -> Result<(Vec<Verdict>, Advice), ApiError> {
         let outcomes = match self.answer {
             Some(answer) => {
-                let answered = wait(limit, answer).await?;
+                let answered = wait(api.timeout, answer).await?;
                 self.admission = answered.advice;
+                api.advice.keep(&self.room, self.admission, api.clock.now());
                 answered.outcomes
             }
             None => Vec::new(),

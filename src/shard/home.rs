@@ -487,11 +487,7 @@ fn epoch(now: Time, opened: u64, seed: u64) -> Epoch {
 
 /// What a viewer hears of its own event.
 #[must_use]
-pub fn outcome_message<'a>(
-    id: &'a str,
-    outcome: &Outcome,
-    advice: Advice,
-) -> ServerMessage<'a> {
+pub fn outcome_message<'a>(id: &'a str, outcome: &Outcome, advice: Advice) -> ServerMessage<'a> {
     // Most of the time there is nothing to say, and viewers are many.
     let admission = (!advice.level.is_open()).then_some(advice);
     match outcome {

@@ -216,8 +216,7 @@ impl Intake {
     /// The next event for its room. `None`: nothing waits.
     pub fn next(&mut self, now: Time) -> Option<Queued> {
         if self.ready.is_empty() {
-            let most =
-                if self.admission.backlog() <= IN_ORDER { usize::MAX } else { BATCH };
+            let most = if self.admission.backlog() <= IN_ORDER { usize::MAX } else { BATCH };
             while self.taken.len() < most
                 && let Some(entry) = self.admission.take(now, &mut self.shed)
             {

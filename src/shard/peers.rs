@@ -275,8 +275,7 @@ pub struct Standing {
 
 impl Standing {
     /// Open, at rest.
-    pub const OPEN: Standing =
-        Standing { level: AdmissionLevel::OPEN, pressed: false, load: 0.0 };
+    pub const OPEN: Standing = Standing { level: AdmissionLevel::OPEN, pressed: false, load: 0.0 };
 
     fn pack(self) -> u64 {
         let load = (self.load * 100.0).clamp(0.0, f64::from(u16::MAX)) as u64;
@@ -377,7 +376,8 @@ impl LocalShards {
     /// The tightest level of all shards, for answers that concern no room.
     #[must_use]
     pub fn tightest_advice(&self) -> Advice {
-        let standings = self.mailboxes.iter().map(|mailbox| mailbox.standing.load(Ordering::Relaxed));
+        let standings =
+            self.mailboxes.iter().map(|mailbox| mailbox.standing.load(Ordering::Relaxed));
         let level = standings.map(|bits| Standing::unpack(bits).level).min();
         Advice { level: level.unwrap_or_default(), ttl: self.level_ttl }
     }

@@ -18,7 +18,11 @@ pub(super) fn overload(text: &mut Text, total: &ShardStats, scrape: &Scrape<'_>)
     tiers(text, scrape);
     text.gauge("tidegate_joins_waiting", "New joins waiting in line.", total.joins_waiting as f64);
     let name = "tidegate_admission_level";
-    text.head(name, "gauge", "The admission level: last tier, last user level of it, share of that.");
+    text.head(
+        name,
+        "gauge",
+        "The admission level: last tier, last user level of it, share of that.",
+    );
     each(scrape, |shard, intake| {
         let parts = [
             ("business", f64::from(intake.level.business())),
@@ -30,11 +34,9 @@ pub(super) fn overload(text: &mut Text, total: &ShardStats, scrape: &Scrape<'_>)
         }
     });
     let gauges: [Gauge; 7] = [
-        (
-            "tidegate_admission_pinned",
-            "Whether the level is an operator's.",
-            |intake| if intake.pinned { 1.0 } else { 0.0 },
-        ),
+        ("tidegate_admission_pinned", "Whether the level is an operator's.", |intake| {
+            if intake.pinned { 1.0 } else { 0.0 }
+        }),
         (
             "tidegate_ladder_rung",
             "What is given up: 0 nothing, 1 stretch, 2 thin, 3 trim, 4 refuse, 5 hold joins.",
@@ -50,11 +52,9 @@ pub(super) fn overload(text: &mut Text, total: &ShardStats, scrape: &Scrape<'_>)
             "Estimated work done per busy second; 1 when estimates are exact.",
             |intake| intake.capacity,
         ),
-        (
-            "tidegate_admission_waiting_events",
-            "Events waiting in the admission queue.",
-            |intake| intake.waiting as f64,
-        ),
+        ("tidegate_admission_waiting_events", "Events waiting in the admission queue.", |intake| {
+            intake.waiting as f64
+        }),
         (
             "tidegate_admission_backlog_seconds",
             "Time that the admission queue takes to empty.",

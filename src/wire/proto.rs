@@ -111,13 +111,15 @@ pub fn server_message(message: &ServerMessage<'_>) -> Vec<u8> {
                 admission: admission.map(self::admission),
             })
         }
-        ServerMessage::Error { code, reason, temporary, room, retry_after_ms } => Out::Error(v1::Error {
-            code: code.to_owned(),
-            reason: reason.to_owned(),
-            temporary,
-            room: room.map(ToOwned::to_owned),
-            retry_after_ms,
-        }),
+        ServerMessage::Error { code, reason, temporary, room, retry_after_ms } => {
+            Out::Error(v1::Error {
+                code: code.to_owned(),
+                reason: reason.to_owned(),
+                temporary,
+                room: room.map(ToOwned::to_owned),
+                retry_after_ms,
+            })
+        }
         ServerMessage::Goaway { reconnect_after_ms } => {
             Out::Goaway(v1::Goaway { reconnect_after_ms, url: None })
         }

@@ -124,7 +124,8 @@ pub(super) fn run(options: &Options) -> Vec<Row> {
     let mut points = Vec::new();
     for calls in 1..=MOST_CALLS {
         for &load in &options.loads {
-            let steady = Scenario::steady(calls, load, options.warm_seconds, options.window_seconds());
+            let steady =
+                Scenario::steady(calls, load, options.warm_seconds, options.window_seconds());
             points.push(Point { profile: "steady", calls, load, scenario: options.shape(steady) });
         }
     }

@@ -50,8 +50,10 @@ const MARGIN_STEP: f64 = 1.25;
 const MOST_STEPS: f64 = 6.0;
 /// What one window may admit more than the last while requests still arrive late.
 const CATCH_UP: f64 = 1.1;
-/// Share of the work done that is admitted however late requests arrive.
-const LEAST_DONE: f64 = 0.5;
+/// Share of the work done that is admitted however late requests arrive. Callers
+/// that listen come down to it, and the wait is gone; for those that do not, half
+/// of it refused half of the events for nothing, since reading them is the work.
+const LEAST_DONE: f64 = 0.94;
 /// Tiers that together ask for no more than this share of the capacity are safe.
 const SAFE: f64 = 0.9;
 /// Time constant of the histogram while windows agree, in microseconds.
@@ -114,6 +116,8 @@ pub(super) struct Controller {
     /// While requests wait before they get here: the most work per microsecond
     /// that was done since that began.
     behind: Option<f64>,
+    /// Work per microsecond in the last window.
+    done: f64,
     verdict: Verdict,
 }
 
@@ -132,6 +136,7 @@ impl Controller {
             margin: settings.margin,
             begun: None,
             behind: None,
+            done: 0.0,
             verdict: Verdict::default(),
         }
     }
@@ -169,6 +174,12 @@ impl Controller {
 
     pub(super) fn verdict(&self) -> Verdict {
         self.verdict
+    }
+
+    /// Work per microsecond that was done in the last window; no more than the
+    /// capacity.
+    pub(super) fn throughput(&self) -> f64 {
+        self.done.min(self.capacity)
     }
 
     /// Work per busy microsecond.
@@ -290,6 +301,7 @@ impl Controller {
         if queue_work > 0.0 {
             queueing = queueing.max(stalled);
         }
+        self.done = window.started / elapsed;
         let waiting = queueing > settings.threshold;
         let overfull = std::mem::take(&mut self.overfull);
         let evicting = overfull || window.evicted > EVICTED * window.admitted;
@@ -324,8 +336,8 @@ impl Controller {
     /// refuse: reading them is what takes the time, and less must be sent. Nothing
     /// here tells how much less, so the paper's step is taken, the larger the
     /// longer they waited, and taken back by tenths, or by what the server rests.
-    /// Callers that do not listen are no reason to serve nobody: never below half
-    /// of what was done.
+    /// Callers that do not listen are no reason to serve nobody: never much below
+    /// what was done.
     fn catch_up(
         &mut self,
         settings: &AdmissionSettings,

@@ -4,13 +4,14 @@
 //! The fair share is max-min (as in Kubernetes' API priority and fairness, and
 //! before it Demers et al., *Analysis and Simulation of a Fair Queueing
 //! Algorithm*, 1989): what small rooms leave over is divided among the large
-//! ones. A room that asks for r times its share has its events spread over the
-//! tier r times as wide; what falls off the end is the part beyond its share,
-//! and goes behind every tier but the protected ones. So it is the same users
-//! that give way all the time, not whoever comes last, and a small room does
-//! not notice the storm next door.
+//! ones. Of those beyond their share, a room that asks for r times as much as the
+//! smallest of them has its events spread over their tier r times as wide, and
+//! what falls off the end is last in it. So it is the same users that give way all
+//! the time, not whoever comes last. Rooms within their share are let past the level and stand right behind the protected tiers: together
+//! they fit, by the way the share is found, and a small room does not notice the
+//! storm next door.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::AdmissionSettings;
 use crate::engine::ids::Tier;
@@ -32,13 +33,21 @@ pub(super) struct Fairness {
     cost: HashMap<u64, f64>,
     /// Rooms beyond their share, and how many times.
     stretch: HashMap<u64, f64>,
+    /// Rooms within their share while others are not.
+    within: HashSet<u64>,
     span: f64,
     counted: Time,
 }
 
 impl Fairness {
     pub(super) fn new(now: Time) -> Self {
-        Self { cost: HashMap::new(), stretch: HashMap::new(), span: 0.0, counted: now }
+        Self {
+            cost: HashMap::new(),
+            stretch: HashMap::new(),
+            within: HashSet::new(),
+            span: 0.0,
+            counted: now,
+        }
     }
 
     pub(super) fn arrived(&mut self, room: u64, cost: f64) {
@@ -56,18 +65,20 @@ impl Fairness {
         room: u64,
         priority: Priority,
     ) -> Priority {
-        let Some(stretch) = self.stretch(room) else { return priority };
-        let within = priority.within_tier() * stretch;
-        if within < 1.0 || priority.tier() <= settings.protected_tier {
-            Priority::at(priority.tier(), within)
-        } else {
-            Priority::at(Tier::LOWEST, priority.within_tier())
+        if self.is_within(room) {
+            let front = settings.protected_tier.0.saturating_add(1);
+            return Priority::at(Tier(priority.tier().0.min(front)), priority.within_tier());
         }
+        let Some(stretch) = self.stretch(room) else { return priority };
+        Priority::at(priority.tier(), priority.within_tier() * stretch)
     }
 
     /// The level as a caller of one room should apply it, who knows nothing of
     /// the room's stretching.
     pub(super) fn level_for(&self, level: AdmissionLevel, room: u64) -> AdmissionLevel {
+        if self.is_within(room) {
+            return AdmissionLevel::OPEN;
+        }
         let Some(stretch) = self.stretch(room) else { return level };
         if level.is_open() {
             return level;
@@ -76,6 +87,11 @@ impl Fairness {
         let within = ((level.cell() % CELLS_PER_TIER) as f64 + level.share()) / stretch;
         let user = (within as usize).min(usize::from(LOWEST_USER_LEVEL));
         AdmissionLevel::inside(tier * CELLS_PER_TIER + user, within - user as f64)
+    }
+
+    /// Whether a room stays within its share while others do not.
+    pub(super) fn is_within(&self, room: u64) -> bool {
+        !self.within.is_empty() && self.within.contains(&room)
     }
 
     /// How many times its share a room asks for, if more than once.
@@ -96,14 +112,20 @@ impl Fairness {
         self.span += now.since(self.counted).as_micros() as f64;
         self.counted = now;
         self.stretch.clear();
+        self.within.clear();
         if overloaded {
             let capacity = capacity * self.span;
             let share = fair_share(self.cost.values().copied().collect(), capacity);
-            let uses = |cost: f64| (cost / share).max(1.0);
-            // Where all are beyond, only the difference between them matters.
-            let least = self.cost.values().map(|cost| uses(*cost)).fold(f64::INFINITY, f64::min);
-            let beyond = self.cost.iter().map(|(room, cost)| (*room, uses(*cost) / least));
-            self.stretch.extend(beyond.filter(|(_, uses)| *uses > 1.01));
+            if share.is_finite() {
+                let within = self.cost.iter().filter(|(_, cost)| **cost <= share);
+                self.within.extend(within.map(|(room, _)| *room));
+            }
+            // Among those beyond, only the difference between them matters: tiers
+            // decide within a room.
+            let beyond = || self.cost.iter().filter(|(_, cost)| **cost > share);
+            let least = beyond().map(|(_, cost)| *cost).fold(f64::INFINITY, f64::min);
+            let uses = beyond().map(|(room, cost)| (*room, cost / least));
+            self.stretch.extend(uses.filter(|(_, uses)| *uses > 1.01));
         }
         self.span *= KEEP;
         self.cost.retain(|_, cost| {
@@ -149,9 +171,11 @@ mod tests {
     #[test]
     fn only_rooms_beyond_the_max_min_share_are_stretched() {
         assert_eq!(fair_share(vec![0.1, 0.2, 9.0, 9.0], 1.0), 0.35);
-        let fairness = shared_out(&[0.1, 0.1, 8.0]);
+        let fairness = shared_out(&[0.1, 0.1, 0.8, 8.0]);
         assert_eq!((fairness.stretch(0), fairness.stretch(1)), (None, None));
-        assert!((fairness.stretch(2).expect("beyond") - 10.0).abs() < 1e-9);
+        assert!(fairness.is_within(0) && !fairness.is_within(2));
+        assert_eq!(fairness.stretch(2), None, "the smallest of those beyond");
+        assert!((fairness.stretch(3).expect("beyond") - 10.0).abs() < 1e-9);
         assert_eq!(shared_out(&[0.3, 0.6]).beyond(), 0, "all fits");
     }
 
@@ -162,29 +186,31 @@ mod tests {
     }
 
     #[test]
-    fn what_is_beyond_the_share_goes_behind_all_but_protected_tiers() {
+    fn rooms_within_their_share_go_first_and_those_beyond_are_spread_over_their_tier() {
         let settings = AdmissionSettings::default();
-        let fairness = shared_out(&[0.1, 0.1, 8.0]);
+        let fairness = shared_out(&[0.1, 0.1, 0.8, 8.0]);
         let of = |tier, within| Priority::at(Tier(tier), within);
         let small = fairness.place(&settings, 0, of(3, 0.9));
-        assert_eq!(small, of(3, 0.9));
-        assert!(fairness.place(&settings, 2, of(3, 0.05)) < small);
-        assert_eq!(fairness.place(&settings, 2, of(3, 0.2)).tier(), Tier::LOWEST);
-        assert_eq!(fairness.place(&settings, 2, of(0, 0.2)).tier(), Tier(0));
+        assert_eq!(small, of(1, 0.9), "right behind the protected tier");
+        assert_eq!(fairness.place(&settings, 0, of(0, 0.9)), of(0, 0.9));
+        let stretched = fairness.place(&settings, 3, of(3, 0.05));
+        assert!((stretched.within_tier() - 0.5).abs() < 1e-4 && stretched.tier() == Tier(3));
+        assert_eq!(fairness.place(&settings, 3, of(3, 0.2)), of(3, 1.0), "the end of its tier");
     }
 
     #[test]
     fn callers_of_a_stretched_room_get_a_level_they_can_apply() {
         let settings = AdmissionSettings::default();
-        let fairness = shared_out(&[0.1, 0.1, 8.0]);
+        let fairness = shared_out(&[0.1, 0.1, 0.8, 8.0]);
         let level = AdmissionLevel::inside(3 * 128 + 64, 0.0);
-        let theirs = fairness.level_for(level, 2);
+        let theirs = fairness.level_for(level, 3);
         for within in [0.01, 0.04, 0.049, 0.051, 0.1, 0.5, 0.9] {
             let own = Priority::at(Tier(3), within);
-            let placed = fairness.place(&settings, 2, own);
+            let placed = fairness.place(&settings, 3, own);
             assert_eq!(theirs.admits(own), level.admits(placed), "{within}");
         }
-        assert_eq!(fairness.level_for(level, 0), level);
+        assert!(fairness.level_for(level, 0).is_open(), "within its share");
+        assert_eq!(fairness.level_for(level, 77), level, "a room nobody knows");
     }
 
     #[test]

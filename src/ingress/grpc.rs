@@ -355,7 +355,7 @@ mod tests {
         let (ids, pending) = begin(api, &grant, envelope).expect("taken");
         assert_eq!(ids, ["gift", "chat"]);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let verdicts = pending.verdicts(&api);
+        let verdicts = pending.verdicts(api);
         runtime.expect("a runtime").block_on(verdicts).expect("no event was handed over").0
     }
 

@@ -190,7 +190,7 @@ async fn take(api: &Api, room: &str, request: Request) -> Result<Response<Body>,
         }
     }
     let pending = batch.hand_over();
-    let (verdicts, admission) = pending.verdicts(&api).await?;
+    let (verdicts, admission) = pending.verdicts(api).await?;
     let results = parsed.events.iter().zip(verdicts);
     let results = results.map(|(event, verdict)| ResultBody::of(&event.id, verdict)).collect();
     let answer = PublishAnswer { results, admission: admission.into() };

@@ -303,8 +303,8 @@ pub struct AdmissionConfig {
     /// Percent of the measured capacity admitted beyond it, for the queue to
     /// choose from. Default 10.
     pub margin_percent: u32 = 10,
-    /// Least important tier whose events keep it when their room asks for more
-    /// than its fair share. Default 0.
+    /// Least important tier that waits behind no other and is not refused for
+    /// having waited. Default 0.
     pub protected_tier: u8 = 0,
     /// Milliseconds for which callers may rely on the level in an answer. Default
     /// 2 s.

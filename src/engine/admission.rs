@@ -382,12 +382,6 @@ impl<T> Admission<T> {
         self.fairness.arrived(room, cost);
     }
 
-    /// How many times its fair share a room asks for; 1 within it.
-    #[must_use]
-    pub fn room_use(&self, room: u64) -> f64 {
-        self.fairness.stretch(room).unwrap_or(1.0)
-    }
-
     /// Rooms that yield to others at present.
     #[must_use]
     pub fn rooms_beyond_share(&self) -> usize {

@@ -35,6 +35,8 @@ pub(super) struct Fairness {
     stretch: HashMap<u64, f64>,
     /// Rooms within their share while others are not.
     within: HashSet<u64>,
+    /// How many are beyond theirs.
+    beyond: usize,
     span: f64,
     counted: Time,
 }
@@ -45,6 +47,7 @@ impl Fairness {
             cost: HashMap::new(),
             stretch: HashMap::new(),
             within: HashSet::new(),
+            beyond: 0,
             span: 0.0,
             counted: now,
         }
@@ -104,7 +107,7 @@ impl Fairness {
 
     /// Rooms beyond their share.
     pub(super) fn beyond(&self) -> usize {
-        self.stretch.len()
+        self.beyond
     }
 
     /// Works the shares out anew for a `capacity` in work per microsecond.
@@ -113,6 +116,7 @@ impl Fairness {
         self.counted = now;
         self.stretch.clear();
         self.within.clear();
+        self.beyond = 0;
         if overloaded {
             let capacity = capacity * self.span;
             let share = fair_share(self.cost.values().copied().collect(), capacity);
@@ -123,6 +127,7 @@ impl Fairness {
             // Among those beyond, only the difference between them matters: tiers
             // decide within a room.
             let beyond = || self.cost.iter().filter(|(_, cost)| **cost > share);
+            self.beyond = beyond().count();
             let least = beyond().map(|(_, cost)| *cost).fold(f64::INFINITY, f64::min);
             let uses = beyond().map(|(room, cost)| (*room, cost / least));
             self.stretch.extend(uses.filter(|(_, uses)| *uses > 1.01));
@@ -181,8 +186,11 @@ mod tests {
 
     #[test]
     fn a_room_alone_and_rooms_alike_are_left_as_they_are() {
-        assert_eq!(shared_out(&[50.0]).beyond(), 0);
-        assert_eq!(shared_out(&[5.0; 20]).beyond(), 0);
+        for costs in [&[50.0][..], &[5.0; 20]] {
+            let fairness = shared_out(costs);
+            assert_eq!((fairness.stretch(0), fairness.beyond()), (None, costs.len()));
+            assert!(!fairness.is_within(0));
+        }
     }
 
     #[test]

@@ -82,7 +82,7 @@ fn what_ignores_every_level_costs_no_important_event() {
         insist(&mut polite, "hot", &event);
     }
     let tally = flood.stop();
-    assert!(tally.refused > tally.accepted, "the flood was hardly refused: {tally:?}");
+    assert!(tally.refused > 1_000, "the flood was hardly refused: {tally:?}");
     let mut seen = Vec::new();
     while seen.len() < ids.len() {
         let frame = viewer.expect("frame");
@@ -111,8 +111,9 @@ fn a_room_that_is_flooded_leaves_another_its_own() {
     let tally = flood.stop();
     let flooded = tally.accepted as f64 / (tally.accepted + tally.refused) as f64;
     let calm = taken as f64 / 100.0;
-    assert!(flooded < 0.5, "the flood was hardly refused: {tally:?}");
-    assert!(calm > 2.0 * flooded, "taken: {calm:.2} of the calm room's, {flooded:.2} of the flood");
+    assert!(tally.refused > 1_000, "the flood was hardly refused: {tally:?}");
+    // A window may find the flood before it has found out whose it is.
+    assert!(calm >= 0.95, "taken: {calm:.2} of the calm room's, {flooded:.2} of the flood");
     let mut seen = 0;
     while seen < taken {
         let frame = viewer.expect("frame");

@@ -251,7 +251,8 @@ impl<T> Admission<T> {
             // What comes fresh now fills the gap as well, and its caller has not
             // given up yet; and another server may have room for this one.
             let late = now.since(since) > self.settings.queue;
-            if late && !self.level().is_open() && !self.protects(place) {
+            let spared = self.protects(place) || self.fairness.is_within(entry.room);
+            if late && !self.level().is_open() && !spared {
                 self.controller.evicted(entry.cost);
                 if !self.settings.dry_run {
                     self.refuse(entry, Shed::Evicted, shed);

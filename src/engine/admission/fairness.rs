@@ -12,6 +12,7 @@
 //! storm next door.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use super::AdmissionSettings;
 use crate::engine::ids::Tier;
@@ -24,6 +25,8 @@ use crate::engine::time::Time;
 const MAX_ROOMS: usize = 4_096;
 /// How much of the past counts, per window.
 const KEEP: f64 = 0.5;
+/// Shares hold this long after they were last needed.
+const OUTLAST: Duration = Duration::from_secs(1);
 /// A room below this much work, in microseconds, is forgotten.
 const NEGLIGIBLE: f64 = 1.0;
 
@@ -37,6 +40,8 @@ pub(super) struct Fairness {
     within: HashSet<u64>,
     /// How many are beyond theirs.
     beyond: usize,
+    /// When shares were last needed.
+    needed: Option<Time>,
     span: f64,
     counted: Time,
 }
@@ -48,6 +53,7 @@ impl Fairness {
             stretch: HashMap::new(),
             within: HashSet::new(),
             beyond: 0,
+            needed: None,
             span: 0.0,
             counted: now,
         }
@@ -110,27 +116,43 @@ impl Fairness {
         self.beyond
     }
 
+    /// What fits is everybody's; but a room below half of an equal part is not
+    /// the one to blame for an overload, whatever estimates say of the sum.
+    fn find_share(&self, capacity: f64) -> f64 {
+        let share = fair_share(self.cost.values().copied().collect(), capacity);
+        let half = capacity / (2 * self.cost.len().max(1)) as f64;
+        let blamed = self.cost.values().any(|cost| *cost > half);
+        if share.is_infinite() && blamed { half } else { share }
+    }
+
+    fn set(&mut self, share: f64) {
+        let beyond = || self.cost.iter().filter(|(_, cost)| **cost > share);
+        self.beyond = beyond().count();
+        // Among those beyond, only the difference between them matters: tiers
+        // decide within a room.
+        let least = beyond().map(|(_, cost)| *cost).fold(f64::INFINITY, f64::min);
+        let uses = beyond().map(|(room, cost)| (*room, cost / least));
+        self.stretch.clear();
+        self.stretch.extend(uses.filter(|(_, uses)| *uses > 1.01));
+        let within = self.cost.iter().filter(|(_, cost)| **cost <= share);
+        self.within.clear();
+        self.within.extend(within.map(|(room, _)| *room));
+    }
+
     /// Works the shares out anew for a `capacity` in work per microsecond.
     pub(super) fn share_out(&mut self, capacity: f64, overloaded: bool, now: Time) {
         self.span += now.since(self.counted).as_micros() as f64;
         self.counted = now;
-        self.stretch.clear();
-        self.within.clear();
-        self.beyond = 0;
-        if overloaded {
-            let capacity = capacity * self.span;
-            let share = fair_share(self.cost.values().copied().collect(), capacity);
-            if share.is_finite() {
-                let within = self.cost.iter().filter(|(_, cost)| **cost <= share);
-                self.within.extend(within.map(|(room, _)| *room));
-            }
-            // Among those beyond, only the difference between them matters: tiers
-            // decide within a room.
-            let beyond = || self.cost.iter().filter(|(_, cost)| **cost > share);
-            self.beyond = beyond().count();
-            let least = beyond().map(|(_, cost)| *cost).fold(f64::INFINITY, f64::min);
-            let uses = beyond().map(|(room, cost)| (*room, cost / least));
-            self.stretch.extend(uses.filter(|(_, uses)| *uses > 1.01));
+        let share = if overloaded { self.find_share(capacity * self.span) } else { f64::INFINITY };
+        // The shares outlast a quiet window: the queue may fill again before the
+        // next one ends.
+        if share.is_finite() {
+            self.needed = Some(now);
+            self.set(share);
+        } else if self.needed.is_none_or(|last| now.since(last) > OUTLAST) {
+            self.stretch.clear();
+            self.within.clear();
+            self.beyond = 0;
         }
         self.span *= KEEP;
         self.cost.retain(|_, cost| {
@@ -157,8 +179,6 @@ fn fair_share(mut costs: Vec<f64>, capacity: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -181,7 +201,9 @@ mod tests {
         assert!(fairness.is_within(0) && !fairness.is_within(2));
         assert_eq!(fairness.stretch(2), None, "the smallest of those beyond");
         assert!((fairness.stretch(3).expect("beyond") - 10.0).abs() < 1e-9);
-        assert_eq!(shared_out(&[0.3, 0.6]).beyond(), 0, "all fits");
+        assert_eq!(shared_out(&[0.1, 0.2]).beyond(), 0, "all fits");
+        let fairness = shared_out(&[0.01, 0.9]);
+        assert!(fairness.is_within(0) && !fairness.is_within(1), "who else is to blame");
     }
 
     #[test]

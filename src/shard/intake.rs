@@ -6,7 +6,7 @@
 //! taken next; what is taken together still goes to the rooms in the order of
 //! its arrival.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::engine::level::{HourKey, LevelKey};
 use crate::engine::outcome::{Outcome, Refusal};
 use crate::engine::priority::{AdmissionLevel, Advice, Priority};
 use crate::engine::time::Time;
-use crate::limits::{LimitSettings, RoomLimits};
+use crate::limits::{LimitKind, LimitSettings, RoomLimits};
 
 /// While less than this waits, it is taken in the order of arrival.
 const IN_ORDER: Duration = Duration::from_millis(10);
@@ -81,7 +81,7 @@ pub struct Intake {
     admission: Admission<Queued>,
     ladder: Ladder,
     limits: RoomLimits,
-    /// Time between two answers' validity.
+    /// How long callers may rely on what they are told.
     level_ttl: Duration,
     threshold: Duration,
     level_key: LevelKey,
@@ -95,7 +95,7 @@ pub struct Intake {
     ticked: Time,
     draws: u64,
     shed: Vec<(Entry<Queued>, Shed)>,
-    ready: std::collections::VecDeque<Queued>,
+    ready: VecDeque<Queued>,
     taken: Vec<Queued>,
     replies: Vec<Reply>,
     silenced: HashMap<(RoomId, Arc<str>), Time>,
@@ -127,7 +127,7 @@ impl Intake {
             ticked: now,
             draws: settings.seed as u64,
             shed: Vec::new(),
-            ready: std::collections::VecDeque::new(),
+            ready: VecDeque::new(),
             taken: Vec::new(),
             replies: Vec::new(),
             silenced: HashMap::new(),
@@ -197,7 +197,7 @@ impl Intake {
         let limited = self.limits.check_event(room.as_str(), &event.user, now).err()?;
         let retry_after_ms = millis(limited.retry_after);
         Some(match limited.by {
-            crate::limits::LimitKind::User => Refusal::UserLimited { retry_after_ms },
+            LimitKind::User => Refusal::UserLimited { retry_after_ms },
             _ => Refusal::RoomLimited { retry_after_ms },
         })
     }

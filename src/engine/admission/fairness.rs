@@ -20,11 +20,13 @@ use crate::engine::level::LOWEST_USER_LEVEL;
 use crate::engine::priority::{AdmissionLevel, CELLS_PER_TIER, Priority};
 use crate::engine::time::Time;
 
-/// Rooms whose recent cost is kept. When all places are taken, a further room
-/// counts as small until the next window ends.
+/// Rooms whose recent cost is kept. When all places are taken, a further room is
+/// judged by the level like any that asks for too much.
 const MAX_ROOMS: usize = 4_096;
-/// How much of the past counts, per window.
-const KEEP: f64 = 0.5;
+/// Half-life of what counts as recent. In time and not in windows: in an onset
+/// windows end every 20 ms, and a calm room must not be forgotten between two of
+/// its events.
+const HALF_LIFE: Duration = Duration::from_secs(1);
 /// Shares hold this long after they were last needed.
 const OUTLAST: Duration = Duration::from_secs(1);
 /// A room below this much work, in microseconds, is forgotten.
@@ -141,7 +143,8 @@ impl Fairness {
 
     /// Works the shares out anew for a `capacity` in work per microsecond.
     pub(super) fn share_out(&mut self, capacity: f64, overloaded: bool, now: Time) {
-        self.span += now.since(self.counted).as_micros() as f64;
+        let elapsed = now.since(self.counted);
+        self.span += elapsed.as_micros() as f64;
         self.counted = now;
         let share = if overloaded { self.find_share(capacity * self.span) } else { f64::INFINITY };
         // The shares outlast a quiet window: the queue may fill again before the
@@ -154,9 +157,10 @@ impl Fairness {
             self.within.clear();
             self.beyond = 0;
         }
-        self.span *= KEEP;
+        let keep = (-elapsed.as_secs_f64() / HALF_LIFE.as_secs_f64()).exp2();
+        self.span *= keep;
         self.cost.retain(|_, cost| {
-            *cost *= KEEP;
+            *cost *= keep;
             *cost >= NEGLIGIBLE
         });
     }
@@ -250,8 +254,8 @@ mod tests {
             fairness.arrived(room, 5.0);
         }
         assert_eq!(fairness.cost.len(), MAX_ROOMS);
-        for _ in 0..10 {
-            fairness.share_out(1.0, false, Time::default());
+        for second in 1..=10 {
+            fairness.share_out(1.0, false, Time::from_millis(second * 1_000));
         }
         assert!(fairness.cost.is_empty());
     }

@@ -10,6 +10,7 @@
 //! [`Config::load`] does it all; `config/tidegate.toml` shows every field.
 
 mod de;
+mod durable;
 mod env;
 mod error;
 mod keys;
@@ -33,9 +34,10 @@ use crate::engine::settings::RoomSettings;
 use crate::limits::LimitSettings;
 use crate::limits::keyed::Rate;
 
+pub use durable::Durable;
 pub use error::{ConfigError, ConfigErrors};
 pub use keys::{KeyMaterial, load as load_keys};
-pub use kinds::{KindConfig, LaneName, MergeKeyName, MergeName};
+pub use kinds::{AckName, KindConfig, LaneName, MergeKeyName, MergeName};
 pub use load::{ConfigOrigin, Loaded};
 
 pub use crate::engine::draft::{MAX_ID_BYTES, MAX_KEY_BYTES, MAX_KIND_BYTES, MAX_USER_BYTES};
@@ -72,6 +74,8 @@ pub struct Config {
     pub websocket: WebSocket = WebSocket::default(),
     /// Limits of every room.
     pub rooms: Rooms = Rooms::default(),
+    /// The log of important events.
+    pub durable: Durable = Durable::default(),
     /// What happens to a viewer that reads more slowly than its rooms write.
     pub delivery: Delivery = Delivery::default(),
     /// `[admission]`.
@@ -476,6 +480,8 @@ impl Config {
             dedupe_sampled: rooms.dedupe_sampled,
             max_keys: rooms.max_keys,
             state_bytes: rooms.state_bytes,
+            durable: self.durable.is_on(),
+            log_patience: self.durable.patience(),
             online_interval: Duration::from_millis(rooms.online_interval_ms),
         }
     }

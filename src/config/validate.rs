@@ -27,6 +27,7 @@ pub(super) fn check(config: &Config, auth_unread: bool) -> Vec<ConfigError> {
     server(config, auth_unread, &mut check);
     websocket(config, &mut check);
     rooms(config, &mut check);
+    super::durable::check(&config.durable, &mut check);
     delivery_and_ingress(config, &mut check);
     admission(config, &mut check);
     limits(config, &mut check);
@@ -40,16 +41,16 @@ pub(super) fn check(config: &Config, auth_unread: bool) -> Vec<ConfigError> {
     check.errors
 }
 
-struct Check {
+pub(super) struct Check {
     errors: Vec<ConfigError>,
 }
 
 impl Check {
-    fn fail(&mut self, path: &str, problem: impl Into<String>, allowed: impl Into<String>) {
+    pub(super) fn fail(&mut self, path: &str, problem: impl Into<String>, allowed: impl Into<String>) {
         self.errors.push(ConfigError::new(path, problem).allowed(allowed));
     }
 
-    fn range<T: PartialOrd + Display>(&mut self, path: &str, value: T, range: RangeInclusive<T>) {
+    pub(super) fn range<T: PartialOrd + Display>(&mut self, path: &str, value: T, range: RangeInclusive<T>) {
         if !range.contains(&value) {
             let allowed = format!("{} to {}", range.start(), range.end());
             self.fail(path, format!("is {value}"), allowed);

@@ -517,6 +517,7 @@ fn refusal_reason(refusal: Refusal) -> &'static str {
         Refusal::Silenced { .. } => "an operator has silenced this kind in the room",
         Refusal::RoomLimited { .. } => "the room has used up its rate of events",
         Refusal::UserLimited { .. } => "the user has used up its rate of events",
+        Refusal::LogUnavailable => "the log cannot take the event at present",
     }
 }
 

@@ -427,7 +427,7 @@ mod tests {
     use super::*;
     use crate::engine::event::Payload;
     use crate::engine::ids::Tier;
-    use crate::engine::kind::{Kind, Lane, Merge};
+    use crate::engine::kind::{Ack, Kind, Lane, Merge};
 
     const KEY: LevelKey = LevelKey::from_seed(1);
 
@@ -439,6 +439,7 @@ mod tests {
             tier: Tier(3),
             ttl: None,
             max_payload_bytes: 100,
+            ack: Ack::Logged,
             viewer_publish: true,
             idle_reset: None,
         };

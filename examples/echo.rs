@@ -78,6 +78,7 @@ fn settings() -> ShardSettings {
             room: Arc::new(config.room_settings()),
             compression: Compression { min_bytes: 0, level: 3 },
             max_rooms: 1,
+            resume_events: 0,
             idle: DAY,
             intake: IntakeSettings {
                 admission: config.admission_settings(),

@@ -220,6 +220,9 @@ pub struct Rooms {
     /// Milliseconds at least between two frames that only tell the number of
     /// viewers. Default 5 s; 0: never such a frame.
     pub online_interval_ms: u64 = 5_000,
+    /// Missed events that a viewer who comes back is sent at most, the newest; the
+    /// rest it can pull. Default 1000.
+    pub resume_events: usize = 1_000,
     /// Rooms per shard; joining or publishing to one more is refused. Default
     /// 100000.
     pub max_rooms: usize = 100_000,

@@ -142,6 +142,7 @@ impl Plan {
                     level: u32::from(config.websocket.compression_level),
                 },
                 max_rooms: config.rooms.max_rooms,
+                resume_events: config.rooms.resume_events,
                 idle: millis(config.rooms.idle_ms),
                 intake: IntakeSettings {
                     admission: config.admission_settings(),

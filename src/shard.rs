@@ -21,7 +21,7 @@ pub mod stats;
 mod viewer;
 pub mod wheel;
 
-pub use self::viewer::{JoinError, Speech};
+pub use self::viewer::{Entry, JoinError, Speech};
 
 use std::collections::HashMap;
 use std::net::TcpStream;
@@ -210,8 +210,8 @@ impl Shard {
                 self.homes.publish(&room, events, parsed, origin, path, now);
             }
             Message::Shunned { room, priorities } => self.homes.intake.shunned(&room, &priorities),
-            Message::Subscribe { room, shard, formats } => {
-                self.homes.subscribe(&room, shard, formats, path, now);
+            Message::Subscribe { room, shard, formats, resume } => {
+                self.homes.subscribe(&room, (shard, formats), resume, path, now);
             }
             Message::Presence { room, shard, viewers, formats } => {
                 self.homes.presence(&room, shard, viewers, formats, now);
@@ -228,7 +228,7 @@ impl Shard {
                 let events: Option<Events> = self.homes.read_events(&room, after, limit);
                 let _ = reply.send(events);
             }
-            Message::Snapshot(snapshot) => self.complete_joins(&snapshot, now),
+            Message::Enter(entrance) => self.complete_joins(&entrance, now),
             Message::SubscribeRefused { room, code } => self.refuse_joins(&room, code),
             Message::Frame(frame) => self.begin_frame(frame, now),
             Message::Direct { viewer, bytes } => self.send(viewer, bytes),
@@ -430,7 +430,7 @@ impl Shard {
             }
             // While a snapshot is awaited the subscription must stand, even
             // when the last viewer has left again.
-            if !(room.viewers() == 0 && room.subscribing) {
+            if !(room.viewers() == 0 && room.is_subscribing()) {
                 let report = Message::Presence {
                     room: room.id.clone(),
                     shard: self.id,

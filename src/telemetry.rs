@@ -14,7 +14,7 @@ use crate::engine::kind::Lane;
 use crate::engine::outcome::Refusal;
 use crate::engine::stats::DropReason;
 use crate::ingress::stats::{EdgeStats, GRPC_RESULTS, HANDSHAKES, REFUSALS, ROUTES, STATUSES};
-use crate::shard::stats::{Histogram, JOIN_RESULTS, PUBLISH_REFUSALS, ShardStats};
+use crate::shard::stats::{Histogram, JOIN_RESULTS, RESUME_RESULTS, PUBLISH_REFUSALS, ShardStats};
 use crate::wire::Format;
 use crate::wire::close::CloseReason;
 use crate::wire::message::ClientMessage;
@@ -256,6 +256,11 @@ fn viewers(text: &mut Text, total: &ShardStats) {
         JOIN_RESULTS.into_iter().zip(total.joins),
     );
     text.by(
+        ("tidegate_resumes_total", "result"),
+        "Viewers who came back and said where they left off, by what they were sent.",
+        RESUME_RESULTS.into_iter().zip(total.resumes),
+    );
+    text.by(
         ("tidegate_client_messages_total", "type"),
         "Messages from viewers.",
         ClientMessage::NAMES.into_iter().zip(total.messages),
@@ -377,6 +382,7 @@ fn absorb(total: &mut ShardStats, shard: &ShardStats) {
     add(&mut total.closes, &shard.closes);
     add(&mut total.messages, &shard.messages);
     add(&mut total.joins, &shard.joins);
+    add(&mut total.resumes, &shard.resumes);
     add(&mut total.publish_refused, &shard.publish_refused);
     total.message_age.absorb(&shard.message_age);
     total.slice.absorb(&shard.slice);

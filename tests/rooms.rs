@@ -111,7 +111,7 @@ fn protobuf_viewers_see_what_json_viewers_see() {
     use v1::server_message::Message as Out;
     assert!(matches!(next(&mut viewer), Out::Welcome(_)));
     let token = server.token("u", "viewer", &["r"]);
-    send(&mut viewer, In::Join(v1::Join { room: "r".into(), token, resume: None }));
+    send(&mut viewer, In::Join(v1::Join { room: "r".into(), token, resume: None, acks: false }));
     assert!(matches!(next(&mut viewer), Out::Joined(joined) if joined.room == "r"));
     let said = v1::Publish {
         room: "r".into(),

@@ -27,6 +27,7 @@
 mod frame;
 mod intake;
 mod restore;
+mod resume;
 mod staged;
 #[cfg(test)]
 mod tests;
@@ -49,6 +50,7 @@ use super::settings::{RoomSettings, Strain};
 use super::stats::RoomStats;
 use super::time::Time;
 pub use restore::Restored;
+pub use resume::{Position, Resumed};
 pub use staged::Offered;
 use staged::Staged;
 

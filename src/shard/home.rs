@@ -5,6 +5,8 @@
 //! arrives meanwhile is merged. So the flush interval stretches by itself when
 //! fan-out takes longer than the interval.
 
+mod resume;
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
@@ -50,6 +52,8 @@ pub struct HomeSettings {
     pub compression: Compression,
     /// Rooms open at once.
     pub max_rooms: usize,
+    /// Missed events that somebody who comes back is sent at most.
+    pub resume_events: usize,
     /// A room without viewers and events is forgotten after this.
     pub idle: Duration,
     /// Of what stands in front of them.
@@ -66,6 +70,7 @@ struct HomeRoom {
     /// Valid entry of the timer heap.
     scheduled: Option<Time>,
     snapshot: Option<(Time, Arc<SharedSnapshot>)>,
+    entrances: Vec<resume::Cached>,
     dirty: bool,
 }
 
@@ -173,26 +178,6 @@ impl Homes {
                 Origin::Nobody => {}
             }
         }
-    }
-
-    /// A shard has viewers that want to join.
-    pub fn subscribe(
-        &mut self,
-        id: &RoomId,
-        shard: ShardId,
-        formats: u8,
-        path: &dyn Path,
-        now: Time,
-    ) {
-        let compression = self.settings.compression;
-        let Some(home) = self.open(id, now) else {
-            let refused = Message::SubscribeRefused { room: id.clone(), code: "too_many_rooms" };
-            return path.send(shard, refused);
-        };
-        let subscriber = home.subscriber(shard);
-        subscriber.formats |= formats;
-        let snapshot = home.snapshot(compression, now);
-        path.send(shard, Message::Snapshot(snapshot));
     }
 
     /// A shard's viewers of a room came or went.
@@ -366,6 +351,7 @@ impl Homes {
                 awaited: 0,
                 scheduled: None,
                 snapshot: None,
+                entrances: Vec::new(),
                 dirty: false,
             };
             self.rooms.insert(id.clone(), home);
@@ -446,19 +432,9 @@ impl HomeRoom {
         &mut self.shards[index]
     }
 
-    fn snapshot(&mut self, compression: Compression, now: Time) -> Arc<SharedSnapshot> {
-        if let Some((made, snapshot)) = &self.snapshot
-            && now.since(*made) < SNAPSHOT_AGE
-        {
-            return Arc::clone(snapshot);
-        }
-        let snapshot = Arc::new(SharedSnapshot::new(self.room.snapshot(now), compression));
-        self.snapshot = Some((now, Arc::clone(&snapshot)));
-        snapshot
-    }
-
     fn broadcast(&mut self, frame: SharedFrame, path: &dyn Path, stats: &mut ShardStats) {
         self.snapshot = None;
+        self.entrances.clear();
         self.awaited = self.shards.len();
         let used = self.shards.iter().fold(0, |mask, s| mask | s.formats);
         // Encoded here, before it is shared: the other shards must not find

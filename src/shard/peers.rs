@@ -20,6 +20,7 @@ use crate::engine::ladder::Rung;
 use crate::engine::level::{HourKey, LevelKey};
 use crate::engine::outcome::Outcome;
 use crate::engine::priority::{AdmissionLevel, Advice, Priority};
+use crate::engine::room::Position;
 use crate::engine::time::Time;
 use crate::wire::Format;
 use crate::wire::shared::{SharedFrame, SharedSnapshot};
@@ -55,6 +56,8 @@ pub enum Message {
         shard: ShardId,
         /// Its formats, a bit each.
         formats: u8,
+        /// Where they left off.
+        resume: Option<Position>,
     },
     /// To the home: how many viewers a shard has. None ends the subscription.
     Presence {
@@ -67,8 +70,8 @@ pub enum Message {
         /// Their formats, a bit each.
         formats: u8,
     },
-    /// To a subscribed shard: where the room stands.
-    Snapshot(Arc<SharedSnapshot>),
+    /// To a subscribed shard: for those who wait to join from one position.
+    Enter(Arc<Entrance>),
     /// To a shard: its subscription is refused.
     SubscribeRefused {
         /// Which room.
@@ -131,6 +134,17 @@ pub enum Message {
     /// Second step, once every shard is through with the first: send everyone
     /// away. Answered when the last connection is closed.
     Leave(oneshot::Sender<()>),
+}
+
+/// How those who come from one position enter a room.
+#[derive(Debug)]
+pub struct Entrance {
+    /// Where the room stands.
+    pub snapshot: Arc<SharedSnapshot>,
+    /// Whom it is for: those who left off here, or come anew.
+    pub resume: Option<Position>,
+    /// What they missed, after the snapshot.
+    pub replay: Option<Arc<SharedFrame>>,
 }
 
 /// What an operator can decide instead of the server.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::connection::{Connections, ViewerKey};
 use crate::engine::ids::{RoomId, ShardId};
+use crate::engine::room::Position;
 use crate::engine::time::Time;
 use crate::wire::Format;
 use crate::wire::shared::SharedFrame;
@@ -57,10 +58,10 @@ pub struct LocalRoom {
     /// Frames behind it. The home sends the next one when all shards are done
     /// with the last, so there is at most one.
     pub queue: VecDeque<Arc<SharedFrame>>,
-    /// Viewers whose join waits for the snapshot.
-    pub waiting: Vec<ViewerKey>,
-    /// A snapshot was asked for.
-    pub subscribing: bool,
+    /// Viewers whose join waits for the snapshot, and where they left off.
+    pub waiting: Vec<(ViewerKey, Option<Position>)>,
+    /// Positions for which a snapshot was asked.
+    pub asked: Vec<Option<Position>>,
     /// The home must hear how many viewers there are.
     pub presence_dirty: bool,
     /// Second of the last frame, for pings.
@@ -80,7 +81,7 @@ impl LocalRoom {
             job: None,
             queue: VecDeque::new(),
             waiting: Vec::new(),
-            subscribing: false,
+            asked: Vec::new(),
             presence_dirty: false,
             last_frame: 0,
             gone: Vec::new(),
@@ -101,6 +102,12 @@ impl LocalRoom {
         used.fold(0, |mask, f| mask | 1 << f.index())
     }
 
+    /// A snapshot was asked for.
+    #[must_use]
+    pub fn is_subscribing(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
     /// Nobody is in it or about to be, and nothing is on its way.
     #[must_use]
     pub fn is_idle(&self) -> bool {
@@ -108,7 +115,7 @@ impl LocalRoom {
             && self.waiting.is_empty()
             && self.job.is_none()
             && self.queue.is_empty()
-            && !self.subscribing
+            && !self.is_subscribing()
             && !self.presence_dirty
     }
 

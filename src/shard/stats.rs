@@ -74,6 +74,10 @@ pub const JOIN_RESULTS: [&str; 8] = [
     "refused",
 ];
 
+/// How coming back was answered: with all that was missed, with the important
+/// part of it, or with less than that.
+pub const RESUME_RESULTS: [&str; 3] = ["recovered", "fresh", "missed"];
+
 /// Why a viewer's own publish never reached a room.
 pub const PUBLISH_REFUSALS: [&str; 7] = [
     "not_joined",
@@ -132,6 +136,8 @@ pub struct ShardStats {
     pub messages: [u64; ClientMessage::NAMES.len()],
     /// Joins by [`JOIN_RESULTS`].
     pub joins: [u64; JOIN_RESULTS.len()],
+    /// Joins that said where they left off, by [`RESUME_RESULTS`].
+    pub resumes: [u64; RESUME_RESULTS.len()],
     /// Viewers' publishes refused before they reached a room.
     pub publish_refused: [u64; PUBLISH_REFUSALS.len()],
     /// Joins waiting in line.
@@ -196,6 +202,7 @@ impl Default for ShardStats {
             closes: [0; CloseReason::ALL.len()],
             messages: [0; ClientMessage::NAMES.len()],
             joins: [0; JOIN_RESULTS.len()],
+            resumes: [0; RESUME_RESULTS.len()],
             publish_refused: [0; PUBLISH_REFUSALS.len()],
             joins_waiting: 0,
             queueing: Histogram::new(AGE_BOUNDS),

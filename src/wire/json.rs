@@ -12,10 +12,11 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::message::{ClientEvent, ClientMessage, Gap, Resume, ServerMessage};
+use super::message::{ClientEvent, ClientMessage, Gap, Recovery, ServerMessage};
 use crate::engine::event::{DroppedKind, Frame, Numbered, Payload, Snapshot, Total};
-use crate::engine::ids::ImportantNo;
+use crate::engine::ids::{Epoch, ImportantNo, Seq};
 use crate::engine::priority::Advice;
+use crate::engine::room::Position;
 
 /// Writes JSON fields in sequence, minding the commas.
 struct Object<'a> {
@@ -174,11 +175,15 @@ pub fn frame(out: &mut Vec<u8>, frame: &Frame) {
 }
 
 /// A whole `joined` message.
-pub fn joined(out: &mut Vec<u8>, snapshot: &Snapshot, recovered: bool) {
+pub fn joined(out: &mut Vec<u8>, snapshot: &Snapshot, recovery: Recovery) {
     let mut outer = Object::new(out);
     let mut object = Object::new(outer.name("joined"));
     snapshot_fields(&mut object, snapshot);
-    object.boolean("recovered", recovered).end();
+    object.boolean("recovered", recovery.recovered);
+    if let Some((from, to)) = recovery.missed {
+        Object::new(object.name("missed")).number("from", from.0).number("to", to.0).end();
+    }
+    object.end();
     outer.end();
 }
 
@@ -264,6 +269,8 @@ enum ClientJson<'a> {
         room: String,
         token: String,
         resume: Option<ResumeJson>,
+        #[serde(default)]
+        acks: bool,
     },
     Leave {
         room: String,
@@ -308,10 +315,13 @@ struct EventJson<'a> {
 pub fn client_message(text: &[u8]) -> Result<ClientMessage, String> {
     let message: ClientJson<'_> = serde_json::from_slice(text).map_err(|e| e.to_string())?;
     Ok(match message {
-        ClientJson::Join { room, token, resume } => {
-            let resume =
-                resume.map(|r| Resume { epoch: r.epoch, seq: r.seq, important: r.important });
-            ClientMessage::Join { room, token, resume }
+        ClientJson::Join { room, token, resume, acks } => {
+            let resume = resume.map(|r| Position {
+                epoch: Epoch(r.epoch),
+                seq: Seq(r.seq),
+                important: ImportantNo(r.important),
+            });
+            ClientMessage::Join { room, token, resume, acks }
         }
         ClientJson::Leave { room } => ClientMessage::Leave { room },
         ClientJson::Publish(event) => ClientMessage::Publish(ClientEvent {

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use crate::engine::event::{DroppedKind, Payload};
 use crate::engine::ids::{ImportantNo, Seq};
 use crate::engine::priority::Advice;
+use crate::engine::room::Position;
 
 /// From a viewer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +17,9 @@ pub enum ClientMessage {
         /// JWT.
         token: String,
         /// Where a broken connection left off.
-        resume: Option<Resume>,
+        resume: Option<Position>,
+        /// It acknowledges important events as told.
+        acks: bool,
     },
     /// Stop watching.
     Leave {
@@ -63,15 +66,13 @@ impl ClientMessage {
     }
 }
 
-/// Where a viewer's knowledge of a room ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Resume {
-    /// Numbering it was in.
-    pub epoch: u64,
-    /// Last `seq` seen.
-    pub seq: u64,
-    /// Last important number seen.
-    pub important: u64,
+/// How a viewer's coming back is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Recovery {
+    /// All that it missed follows.
+    pub recovered: bool,
+    /// Important events that it missed and that do not follow, first and last.
+    pub missed: Option<(ImportantNo, ImportantNo)>,
 }
 
 /// A viewer's own event, unchecked.

@@ -3,10 +3,11 @@
 
 use prost::Message as _;
 
-use super::message::{ClientEvent, ClientMessage, Gap, Resume, ServerMessage, payload_of_bytes};
+use super::message::{ClientEvent, ClientMessage, Gap, Recovery, ServerMessage, payload_of_bytes};
 use crate::engine::event::{DroppedKind, Frame, Numbered, Snapshot, Total};
-use crate::engine::ids::ImportantNo;
+use crate::engine::ids::{Epoch, ImportantNo, Seq};
 use crate::engine::priority::Advice;
+use crate::engine::room::Position;
 
 /// Generated messages.
 #[allow(missing_docs, clippy::all)]
@@ -69,14 +70,15 @@ pub fn frame(frame: &Frame) -> Vec<u8> {
 
 /// A whole `joined` message.
 #[must_use]
-pub fn joined(snapshot: &Snapshot, recovered: bool) -> Vec<u8> {
+pub fn joined(snapshot: &Snapshot, recovery: Recovery) -> Vec<u8> {
     encode(Out::Joined(v1::Joined {
         room: snapshot.room.to_string(),
         epoch: snapshot.epoch.0,
         seq: snapshot.seq.0,
         important: snapshot.important.0,
         online: snapshot.online,
-        recovered,
+        recovered: recovery.recovered,
+        missed: recovery.missed.map(|(from, to)| v1::Missed { from: from.0, to: to.0 }),
         state: snapshot.state.iter().map(|e| event(e)).collect(),
         totals: snapshot.totals.iter().map(total).collect(),
     }))
@@ -149,11 +151,12 @@ pub fn client_message(bytes: &[u8]) -> Result<ClientMessage, String> {
         In::Join(join) => ClientMessage::Join {
             room: join.room,
             token: join.token,
-            resume: join.resume.map(|r| Resume {
-                epoch: r.epoch,
-                seq: r.seq,
-                important: r.important,
+            resume: join.resume.map(|r| Position {
+                epoch: Epoch(r.epoch),
+                seq: Seq(r.seq),
+                important: ImportantNo(r.important),
             }),
+            acks: join.acks,
         },
         In::Leave(leave) => ClientMessage::Leave { room: leave.room },
         In::Publish(event) => ClientMessage::Publish(ClientEvent {

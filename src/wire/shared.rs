@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 
 use super::deflate::Deflater;
+use super::message::Recovery;
 use super::{Format, frame, json, proto};
 use crate::engine::delivery::{self, Cut};
 use crate::engine::drops::Drops;
@@ -169,6 +170,7 @@ impl delivery::Frame for ViewerFrame {
 #[derive(Debug)]
 pub struct SharedSnapshot {
     snapshot: Snapshot,
+    recovery: Recovery,
     compression: Compression,
     joined: [OnceLock<Bytes>; Format::COUNT],
 }
@@ -176,14 +178,20 @@ pub struct SharedSnapshot {
 impl SharedSnapshot {
     /// Nothing is encoded yet.
     #[must_use]
-    pub fn new(snapshot: Snapshot, compression: Compression) -> Self {
-        Self { snapshot, compression, joined: Default::default() }
+    pub fn new(snapshot: Snapshot, recovery: Recovery, compression: Compression) -> Self {
+        Self { snapshot, recovery, compression, joined: Default::default() }
     }
 
     /// Where the room stands.
     #[must_use]
     pub fn snapshot(&self) -> &Snapshot {
         &self.snapshot
+    }
+
+    /// How coming back is answered.
+    #[must_use]
+    pub fn recovery(&self) -> Recovery {
+        self.recovery
     }
 
     /// The `joined` message for a socket.
@@ -195,10 +203,10 @@ impl SharedSnapshot {
             let snapshot = Snapshot { online, ..self.snapshot.clone() };
             let payload = if format.is_json() {
                 let mut out = Vec::with_capacity(512);
-                json::joined(&mut out, &snapshot, false);
+                json::joined(&mut out, &snapshot, self.recovery);
                 out
             } else {
-                proto::joined(&snapshot, false)
+                proto::joined(&snapshot, self.recovery)
             };
             encode(format, self.compression, &payload)
         })

@@ -209,6 +209,11 @@ impl Viewer {
         self.send(&json!({"join": {"room": room, "token": token}}));
     }
 
+    /// Asks to join where another connection left off.
+    pub(crate) fn resume(&mut self, room: &str, token: &str, from: &Value) {
+        self.send(&json!({"join": {"room": room, "token": token, "resume": from}}));
+    }
+
     /// The next message: its name and content.
     pub(crate) fn next(&mut self) -> (String, Value) {
         loop {

@@ -23,6 +23,7 @@ pub mod admission;
 mod budget;
 pub mod caller;
 mod dedupe;
+pub mod confirm;
 pub mod delivery;
 pub mod draft;
 pub mod drops;

@@ -9,13 +9,16 @@
 //! [`next_deadline`](Shard::next_deadline) has come; [`Shard::work`] for one
 //! slice of fan-out while [`has_work`](Shard::has_work).
 
+pub mod arrival;
 pub mod connection;
 pub mod fanout;
 pub mod held;
 pub mod home;
 pub mod intake;
+pub mod journal;
 pub mod peers;
 mod pending;
+mod receipts;
 pub mod room;
 pub mod stats;
 mod viewer;
@@ -36,6 +39,7 @@ use self::connection::{Connections, LINGER, ViewerKey, farewell};
 use self::fanout::{Fanout, Finished};
 use self::held::{HoldSettings, Line};
 use self::home::{HomeSettings, Homes};
+use self::receipts::{Chase, ack_slot};
 use self::peers::{
     AdmissionView, Asker, Events, LocalShards, Message, Override, Path as _, Placement as _,
     Standing,
@@ -44,6 +48,7 @@ use self::room::{BACKLOGGED, LocalRoom};
 use self::stats::ShardStats;
 use self::wheel::Wheel;
 use crate::clock::Clock;
+use crate::engine::confirm;
 use crate::engine::delivery::Limits;
 use crate::engine::ids::{RoomId, ShardId};
 use crate::engine::time::Time;
@@ -84,6 +89,8 @@ pub struct ShardSettings {
     pub pong_timeout: Duration,
     /// How new joins wait under overload.
     pub hold: HoldSettings,
+    /// How acknowledgements are kept score of.
+    pub confirm: confirm::Settings,
     /// In a drain, viewers come back at random moments within this.
     pub reconnect_spread: Duration,
     /// Seeds reconnect delays and session names.
@@ -113,6 +120,7 @@ pub struct Shard {
     /// What the other shards know of this one.
     told: Standing,
     draws: u64,
+    chase: Chase,
     /// What it did. Gauges are filled in when asked for.
     pub stats: ShardStats,
 }
@@ -142,7 +150,7 @@ impl Shard {
         Self {
             id,
             viewers: Connections::new(settings.backlog, now),
-            homes: Homes::new(settings.homes.clone(), now),
+            homes: Homes::new(id, settings.homes.clone(), now),
             draws: settings.seed,
             settings,
             clock,
@@ -159,8 +167,19 @@ impl Shard {
             held: Line::default(),
             more_joins: false,
             told: Standing::OPEN,
+            chase: Chase::new(now),
             stats: ShardStats::default(),
         }
+    }
+
+    /// Rooms at home here go by way of a log, and those it knows go on where
+    /// they stopped. Call before anything else.
+    pub fn attach_log(
+        &mut self,
+        journal: Arc<dyn Journal>,
+        rooms: Vec<(RoomId, Restored, Time)>,
+    ) {
+        self.homes.attach(self.id, journal, rooms);
     }
 
     /// Which shard it is.
@@ -192,9 +211,10 @@ impl Shard {
     /// The first message to a viewer; the only one but `goaway` in a drain.
     pub fn welcome(&mut self, key: ViewerKey) {
         let draw = self.draw() >> 32;
+        let ack_slot = ack_slot(key);
         let session = format!("{:x}-{:x}-{draw:x}", self.id.0, key.index);
         let ping_interval_ms = self.settings.ping_interval.as_millis() as u64;
-        self.reply(key, &ServerMessage::Welcome { session: &session, ping_interval_ms });
+        self.reply(key, &ServerMessage::Welcome { session: &session, ping_interval_ms, ack_slot });
         if self.is_draining() {
             self.dismiss(key);
         }
@@ -205,29 +225,33 @@ impl Shard {
         let now = self.clock.now();
         let peers = Arc::clone(&self.peers);
         let path = peers.as_ref();
+        let shared: Arc<dyn peers::Path> = Arc::clone(&peers) as _;
         match message {
             Message::Publish { room, events, parsed, origin } => {
                 self.homes.publish(&room, events, parsed, origin, path, now);
             }
             Message::Shunned { room, priorities } => self.homes.intake.shunned(&room, &priorities),
             Message::Subscribe { room, shard, formats, resume } => {
-                self.homes.subscribe(&room, (shard, formats), resume, path, now);
+                self.homes.subscribe(&room, (shard, formats), resume, &shared, now);
             }
             Message::Presence { room, shard, viewers, formats } => {
                 self.homes.presence(&room, shard, viewers, formats, now);
             }
             Message::FrameOut { room } => self.homes.frame_out(&room, now),
             Message::Pull { room, from, to, viewer } => {
-                self.homes.pull(&room, from, to, viewer, path, now);
+                self.homes.pull(&room, (from, to), viewer, &shared, now);
             }
             // Whoever asked may have given up; then nobody hears the answer.
             Message::ReadRoom { room, reply } => {
                 let _ = reply.send(self.homes.read_room(&room, now));
             }
             Message::ReadEvents { room, after, limit, reply } => {
-                let events: Option<Events> = self.homes.read_events(&room, after, limit);
-                let _ = reply.send(events);
+                self.homes.read_events(&room, after, limit, reply, &shared, now);
             }
+            Message::Logged(logged) => {
+                self.homes.logged(&logged, path, &mut self.stats, now);
+            }
+            Message::LogRead(read) => self.homes.log_read(*read, path, now),
             Message::Enter(entrance) => self.complete_joins(&entrance, now),
             Message::SubscribeRefused { room, code } => self.refuse_joins(&room, code),
             Message::Frame(frame) => self.begin_frame(frame, now),
@@ -258,7 +282,8 @@ impl Shard {
         }
         let second = started + Duration::from_secs(u64::from(self.wheel.next_second()));
         let next = self.homes.next_deadline().min(second);
-        self.next_late_join().map_or(next, |late| next.min(late))
+        let others = [self.next_late_join(), self.chase.next_deadline()];
+        others.into_iter().flatten().fold(next, Time::min)
     }
 
     /// Flushes due rooms, checks viewers whose time has come, tidies up.
@@ -268,6 +293,7 @@ impl Shard {
         let peers = Arc::clone(&self.peers);
         self.tick_intake(idle, now);
         self.more_joins = self.release_joins(now);
+        self.chase_receipts(now);
         self.homes.tick(peers.as_ref(), &mut self.stats, now);
         let second = self.viewers.second(now);
         if second >= self.wheel.next_second() {
@@ -384,7 +410,7 @@ impl Shard {
 
     fn finish_connection(&mut self, key: ViewerKey, reason: CloseReason, now: Time) {
         self.stats.closes[reason as usize] += 1;
-        self.leave_all(key);
+        self.leave_all(key, reason != CloseReason::Slow);
         if reason == CloseReason::Broken {
             self.viewers.release(key);
             return;
@@ -403,6 +429,7 @@ impl Shard {
         room.queue.push_back(frame);
         if room.job.is_none() && room.begin_job(now) {
             self.fanout.enqueue(index);
+            self.expect_receipts(index);
         }
     }
 
@@ -413,6 +440,7 @@ impl Shard {
         let id = room.id.clone();
         if room.begin_job(now) {
             self.fanout.enqueue(index);
+            self.expect_receipts(index);
         }
         self.send_home(&id, Message::FrameOut { room: id.clone() });
         self.drop_if_idle(index);
@@ -538,6 +566,7 @@ impl Shard {
                 self.drain = Some(if self.homes.has_pending() {
                     Drain::Flushing(done)
                 } else {
+                    self.homes.reserve_exactly();
                     // The server may have passed its deadline and be gone.
                     let _ = done.send(());
                     Drain::Flushed

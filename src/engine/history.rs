@@ -64,6 +64,12 @@ impl History {
         self.important.forgotten = important.0;
     }
 
+    /// Forgets sequenced events; `flushed` is the last number a frame covered.
+    pub(super) fn forget_sequenced(&mut self, flushed: Seq) {
+        let Ring { max_events, max_bytes, .. } = self.sequenced;
+        self.sequenced = Ring { forgotten: flushed.0, ..Ring::new(max_events, max_bytes) };
+    }
+
     /// An important event of an earlier process.
     pub(super) fn push_restored(&mut self, event: &Arc<Numbered>) {
         if let Some(important) = event.important {

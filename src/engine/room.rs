@@ -325,6 +325,18 @@ impl Room {
         self.epoch
     }
 
+    /// The last number that a frame covered.
+    #[must_use]
+    pub fn sent_seq(&self) -> Seq {
+        self.flushed.seq
+    }
+
+    /// The last important number that a frame carried.
+    #[must_use]
+    pub fn sent_important(&self) -> ImportantNo {
+        self.flushed.important
+    }
+
     /// The last number given.
     #[must_use]
     pub fn seq(&self) -> Seq {

@@ -34,6 +34,7 @@ struct Held {
     user: Arc<str>,
     speaker: Speaker,
     resume: Option<Position>,
+    acks: bool,
     since: Time,
 }
 
@@ -59,9 +60,9 @@ impl Shard {
         if self.held.len() >= self.settings.hold.most {
             return Err(self.overloaded());
         }
-        let Entry { user, speaker, resume } = how;
+        let Entry { user, speaker, resume, acks } = how;
         let (room, user) = (room.clone(), Arc::clone(user));
-        self.held.0.push_back(Held { key, room, user, speaker, resume, since: now });
+        self.held.0.push_back(Held { key, room, user, speaker, resume, acks, since: now });
         count(&mut self.stats.joins, &JOIN_RESULTS, "held");
         Ok(())
     }
@@ -84,11 +85,11 @@ impl Shard {
             let entered = if holding {
                 Err(self.overloaded())
             } else {
-                let Held { user, speaker, resume, .. } = &held;
+                let Held { user, speaker, resume, acks, .. } = &held;
                 self.enter(
                     held.key,
                     &held.room,
-                    Entry { user, speaker: *speaker, resume: *resume },
+                    Entry { user, speaker: *speaker, resume: *resume, acks: *acks },
                 )
             };
             if let Err(error) = entered {

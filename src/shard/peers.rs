@@ -22,6 +22,7 @@ use crate::engine::outcome::Outcome;
 use crate::engine::priority::{AdmissionLevel, Advice, Priority};
 use crate::engine::room::Position;
 use crate::engine::time::Time;
+use crate::log::{Logged, ReadAnswer};
 use crate::wire::Format;
 use crate::wire::shared::{SharedFrame, SharedSnapshot};
 
@@ -111,6 +112,10 @@ pub enum Message {
         /// Who asks.
         reply: oneshot::Sender<Option<Arc<SharedSnapshot>>>,
     },
+    /// To the home: the log has decided on a batch.
+    Logged(Logged),
+    /// To the home: what the log had.
+    LogRead(Box<LogRead>),
     /// To the home: what came after a number? Nobody there: `None`.
     ReadEvents {
         /// Which room.
@@ -145,6 +150,14 @@ pub struct Entrance {
     pub resume: Option<Position>,
     /// What they missed, after the snapshot.
     pub replay: Option<Arc<SharedFrame>>,
+}
+
+impl Entrance {
+    /// Missed events it brings.
+    #[must_use]
+    pub fn events(&self) -> usize {
+        self.replay.as_ref().map_or(0, |replay| replay.frame().events.len())
+    }
 }
 
 /// What an operator can decide instead of the server.
@@ -243,6 +256,47 @@ pub struct Events {
     pub complete: bool,
     /// There are more than the limit.
     pub more: bool,
+}
+
+/// What the log brought, and for whom.
+#[derive(Debug)]
+pub struct LogRead {
+    /// Which room's events.
+    pub room: RoomId,
+    /// What for.
+    pub wanted: Wanted,
+    /// The events.
+    pub answer: ReadAnswer,
+}
+
+/// Why the log is read.
+#[derive(Debug)]
+pub enum Wanted {
+    /// A viewer pulls.
+    Pull {
+        /// From where.
+        after: ImportantNo,
+        /// How many at most.
+        events: usize,
+        /// Who.
+        asker: Asker,
+    },
+    /// A reader over HTTP.
+    Http {
+        /// From where.
+        after: ImportantNo,
+        /// How many at most.
+        events: usize,
+        /// Who.
+        reply: oneshot::Sender<Option<Events>>,
+    },
+    /// Viewers come back.
+    Resume {
+        /// On which shard.
+        shard: ShardId,
+        /// From where.
+        from: Position,
+    },
 }
 
 /// Who is a room's home?

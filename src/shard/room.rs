@@ -9,7 +9,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::connection::{Connections, ViewerKey};
-use crate::engine::ids::{RoomId, ShardId};
+use crate::engine::confirm::{self, Confirmations};
+use crate::engine::ids::{Epoch, RoomId, Seq, ShardId};
 use crate::engine::room::Position;
 use crate::engine::time::Time;
 use crate::wire::Format;
@@ -24,6 +25,17 @@ pub struct Member {
     pub format: Format,
     /// [`GONE`] or [`BACKLOGGED`]; zero in the common case.
     pub marks: u8,
+}
+
+/// A join that waits for the snapshot.
+#[derive(Debug, Clone, Copy)]
+pub struct Waiting {
+    /// Who.
+    pub key: ViewerKey,
+    /// Where it left off.
+    pub resume: Option<Position>,
+    /// It acknowledges important events as told.
+    pub acks: bool,
 }
 
 /// Left while a frame was going out.
@@ -59,13 +71,19 @@ pub struct LocalRoom {
     /// with the last, so there is at most one.
     pub queue: VecDeque<Arc<SharedFrame>>,
     /// Viewers whose join waits for the snapshot, and where they left off.
-    pub waiting: Vec<(ViewerKey, Option<Position>)>,
+    pub waiting: Vec<Waiting>,
     /// Positions for which a snapshot was asked.
     pub asked: Vec<Option<Position>>,
     /// The home must hear how many viewers there are.
     pub presence_dirty: bool,
     /// Second of the last frame, for pings.
     pub last_frame: u32,
+    /// Numbering and last number of the last frame that began to go out.
+    pub stands_at: (Epoch, Seq),
+    /// Its scores wait for something, and the shard knows.
+    pub chased: bool,
+    /// What its viewers have acknowledged, in the order of `members`.
+    pub confirmations: Confirmations,
     gone: Vec<u32>,
     by_format: [u32; Format::COUNT],
 }
@@ -73,7 +91,7 @@ pub struct LocalRoom {
 impl LocalRoom {
     /// Nobody is in it yet.
     #[must_use]
-    pub fn new(id: RoomId, home: ShardId) -> Self {
+    pub fn new(id: RoomId, home: ShardId, confirm: confirm::Settings) -> Self {
         Self {
             id,
             home,
@@ -84,6 +102,9 @@ impl LocalRoom {
             asked: Vec::new(),
             presence_dirty: false,
             last_frame: 0,
+            stands_at: Default::default(),
+            chased: false,
+            confirmations: Confirmations::new(confirm),
             gone: Vec::new(),
             by_format: [0; Format::COUNT],
         }
@@ -129,13 +150,23 @@ impl LocalRoom {
     }
 
     /// Takes a viewer out. `room` is this room's index, for telling the member
-    /// that is moved into the hole.
-    pub fn remove(&mut self, room: u32, member: u32, viewers: &mut Connections) {
+    /// that is moved into the hole. `excused`: what it has not confirmed is not
+    /// due any more.
+    pub fn remove(
+        &mut self,
+        room: u32,
+        member: u32,
+        excused: bool,
+        viewers: &mut Connections,
+    ) {
         let entry = &mut self.members[member as usize];
         debug_assert_eq!(entry.marks & GONE, 0, "a member leaves once");
         self.by_format[entry.format.index()] -= 1;
         self.presence_dirty = true;
         entry.marks |= GONE;
+        if excused {
+            self.confirmations.left(member as usize);
+        }
         self.gone.push(member);
         if self.job.is_none() {
             self.close_holes(room, viewers);
@@ -147,6 +178,8 @@ impl LocalRoom {
         debug_assert!(self.job.is_none());
         let Some(frame) = self.queue.pop_front() else { return false };
         let end = self.members.len();
+        self.stands_at = (frame.frame().epoch, frame.frame().last_seq);
+        self.confirmations.sent(frame.frame(), end, now);
         self.job = Some(Job { frame, cursor: 0, end, started: now });
         true
     }
@@ -163,6 +196,7 @@ impl LocalRoom {
         self.gone.sort_unstable();
         while let Some(hole) = self.gone.pop() {
             self.members.swap_remove(hole as usize);
+            self.confirmations.removed(hole as usize);
             let Some(moved) = self.members.get(hole as usize) else { continue };
             let memberships = &mut viewers.row_mut(moved.viewer).memberships;
             if let Some(membership) = memberships.iter_mut().find(|m| m.room == room) {

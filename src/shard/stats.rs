@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::arrival::ArrivalStats;
 use crate::engine::admission::AdmissionStats;
 use crate::engine::ladder::Rung;
 use crate::engine::priority::AdmissionLevel;
@@ -138,6 +139,14 @@ pub struct ShardStats {
     pub joins: [u64; JOIN_RESULTS.len()],
     /// Joins that said where they left off, by [`RESUME_RESULTS`].
     pub resumes: [u64; RESUME_RESULTS.len()],
+    /// Pairs of viewer and important event that were confirmed.
+    pub confirmed: u64,
+    /// Frames that carried important events along to viewers that were behind.
+    pub carried_along: u64,
+    /// Pairs of viewer and important event given up after that.
+    pub missed: u64,
+    /// How important events have arrived.
+    pub arrival: ArrivalStats,
     /// Viewers' publishes refused before they reached a room.
     pub publish_refused: [u64; PUBLISH_REFUSALS.len()],
     /// Joins waiting in line.
@@ -203,6 +212,10 @@ impl Default for ShardStats {
             messages: [0; ClientMessage::NAMES.len()],
             joins: [0; JOIN_RESULTS.len()],
             resumes: [0; RESUME_RESULTS.len()],
+            confirmed: 0,
+            carried_along: 0,
+            missed: 0,
+            arrival: ArrivalStats::default(),
             publish_refused: [0; PUBLISH_REFUSALS.len()],
             joins_waiting: 0,
             queueing: Histogram::new(AGE_BOUNDS),

@@ -10,7 +10,8 @@ use std::time::Duration;
 use super::Shard;
 use super::connection::{Membership, Speaker, ViewerKey, WAITING};
 use super::peers::{Entrance, Message, Origin, Path as _, Placement as _};
-use super::room::LocalRoom;
+use super::receipts::ack_slot;
+use super::room::{LocalRoom, Waiting};
 use super::stats::{JOIN_RESULTS, RESUME_RESULTS, count};
 use crate::engine::delivery::Cut;
 use crate::engine::event::Event;
@@ -30,6 +31,8 @@ pub struct Entry<'a> {
     pub speaker: Speaker,
     /// Where it left off.
     pub resume: Option<Position>,
+    /// It acknowledges important events as told.
+    pub acks: bool,
 }
 
 /// Why a viewer cannot join.
@@ -153,7 +156,7 @@ impl Shard {
         room: &RoomId,
         how: Entry<'_>,
     ) -> Result<(), JoinError> {
-        let Entry { user, speaker, resume } = how;
+        let Entry { user, speaker, resume, acks } = how;
         let most = self.settings.max_rooms_per_connection;
         let index = self.by_name.get(room).copied();
         let Some(row) = self.viewers.get(key) else { return Ok(()) };
@@ -173,7 +176,7 @@ impl Shard {
         let membership = Membership { room: index, member: WAITING, speaker };
         self.viewers.row_mut(key.index).memberships.push(membership);
         let Some(room) = self.rooms[index as usize].as_mut() else { return Ok(()) };
-        room.waiting.push((key, resume));
+        room.waiting.push(Waiting { key, resume, acks });
         // One request serves all who come from a position before its answer.
         let formats = 1 << format.index();
         if !room.asked.contains(&resume) {
@@ -196,7 +199,7 @@ impl Shard {
         let membership = row.memberships.remove(place);
         let alone = row.memberships.is_empty();
         row.idle_since = second;
-        self.leave_room(key, membership);
+        self.leave_room(key, membership, true);
         if alone {
             self.schedule(key, self.settings.join_timeout);
         }
@@ -297,8 +300,8 @@ impl Shard {
         let Some(&index) = self.by_name.get(&snapshot.snapshot().room) else { return };
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
         room.asked.retain(|asked| *asked != entrance.resume);
-        let entering = room.waiting.extract_if(.., |(_, resume)| *resume == entrance.resume);
-        for (key, resume) in entering.collect::<Vec<_>>() {
+        let entering = room.waiting.extract_if(.., |waits| waits.resume == entrance.resume);
+        for Waiting { key, resume, acks } in entering.collect::<Vec<_>>() {
             let Some(row) = self.viewers.get(key).filter(|row| row.is_open()) else { continue };
             let format = row.format;
             let Some(place) = row.memberships.iter().position(|m| m.room == index) else {
@@ -322,6 +325,7 @@ impl Shard {
             let backlogged = self.viewers.has_backlog(key.index);
             let Some(room) = self.rooms[index as usize].as_mut() else { return };
             let member = room.add(key.index, format, backlogged);
+            room.confirmations.joined(ack_slot(key), acks, snapshot.snapshot().important);
             self.viewers.row_mut(key.index).memberships[place].member = member;
             count(&mut self.stats.joins, &JOIN_RESULTS, "joined");
             self.schedule(key, self.settings.ping_interval);
@@ -337,7 +341,7 @@ impl Shard {
         let Some(&index) = self.by_name.get(id) else { return };
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
         room.asked.clear();
-        for (key, _) in std::mem::take(&mut room.waiting) {
+        for Waiting { key, .. } in std::mem::take(&mut room.waiting) {
             let Some(row) = self.viewers.get(key) else { continue };
             row.memberships.retain(|m| m.room != index);
             count(&mut self.stats.joins, &JOIN_RESULTS, "refused");
@@ -353,27 +357,28 @@ impl Shard {
         self.drop_if_idle(index);
     }
 
-    pub(super) fn leave_all(&mut self, key: ViewerKey) {
+    /// `excused`: what it has not confirmed is not held against the arrival rate.
+    pub(super) fn leave_all(&mut self, key: ViewerKey, excused: bool) {
         let Some(row) = self.viewers.get(key) else { return };
         for membership in std::mem::take(&mut row.memberships) {
-            self.leave_room(key, membership);
+            self.leave_room(key, membership, excused);
         }
     }
 
-    fn leave_room(&mut self, key: ViewerKey, membership: Membership) {
+    fn leave_room(&mut self, key: ViewerKey, membership: Membership, excused: bool) {
         let index = membership.room;
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
         if membership.member == WAITING {
-            room.waiting.retain(|(waiting, _)| *waiting != key);
+            room.waiting.retain(|waiting| waiting.key != key);
         } else {
-            room.remove(index, membership.member, &mut self.viewers);
+            room.remove(index, membership.member, excused, &mut self.viewers);
             self.dirty_rooms.push(index);
         }
     }
 
     fn open_room(&mut self, id: &RoomId) -> u32 {
         let home = self.peers.home_of(id);
-        let room = Some(Box::new(LocalRoom::new(id.clone(), home)));
+        let room = Some(Box::new(LocalRoom::new(id.clone(), home, self.settings.confirm)));
         let index = match self.free_rooms.pop() {
             Some(index) => {
                 self.rooms[index as usize] = room;

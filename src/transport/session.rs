@@ -74,15 +74,19 @@ impl Listener for Session {
 impl Session {
     fn granted(&mut self, shard: &mut Shard, key: ViewerKey, message: ClientMessage) {
         match message {
-            ClientMessage::Join { room, token, resume, .. } => {
-                self.join(shard, key, &room, &token, resume);
+            ClientMessage::Join { room, token, resume, acks } => {
+                self.join(shard, key, &room, &token, (resume, acks));
             }
             ClientMessage::Leave { room } => leave(shard, key, &room),
             ClientMessage::Publish(event) => self.publish(shard, key, &event),
             ClientMessage::Pull { room, from, to } => pull(shard, key, &room, from, to),
-            // Tracked by the delivery engine once it keeps score; a client that
-            // acknowledges today does no harm.
-            ClientMessage::Ack { .. } | ClientMessage::Pong => {}
+            ClientMessage::Ack { room, important } => {
+                // An `ack` for a room that it has just left is no mistake.
+                if let Ok(room) = RoomId::new(&room) {
+                    shard.acknowledge(key, &room, important);
+                }
+            }
+            ClientMessage::Pong => {}
         }
     }
 
@@ -92,7 +96,7 @@ impl Session {
         key: ViewerKey,
         room: &str,
         token: &str,
-        resume: Option<Position>,
+        (resume, acks): (Option<Position>, bool),
     ) {
         let grant = match self.auth.verify(token, self.clock.now()) {
             Ok(grant) => grant,
@@ -110,7 +114,7 @@ impl Session {
         };
         let any_kind = grant.role != Role::Viewer;
         let speaker = Speaker { any_kind, client: self.clients.number(grant.client_type()) };
-        if let Err(refused) = shard.join(key, &id, Entry { user: &grant.user, speaker, resume }) {
+        if let Err(refused) = shard.join(key, &id, Entry { user: &grant.user, speaker, resume, acks }) {
             shard.refuse_join(key, &id, refused);
         }
     }

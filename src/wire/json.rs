@@ -170,6 +170,12 @@ pub fn frame(out: &mut Vec<u8>, frame: &Frame) {
     if let Some(online) = frame.online {
         object.number("online", online);
     }
+    if let Some(ack) = frame.ack {
+        Object::new(object.name("ack"))
+            .number("one_in", ack.one_in)
+            .number("within_ms", ack.within_ms)
+            .end();
+    }
     object.end();
     outer.end();
 }
@@ -209,10 +215,11 @@ fn snapshot_fields(object: &mut Object<'_>, snapshot: &Snapshot) {
 pub fn server_message(out: &mut Vec<u8>, message: &ServerMessage<'_>) {
     let mut outer = Object::new(out);
     match message {
-        ServerMessage::Welcome { session, ping_interval_ms } => {
+        ServerMessage::Welcome { session, ping_interval_ms, ack_slot } => {
             Object::new(outer.name("welcome"))
                 .text("session", session)
                 .number("ping_interval_ms", *ping_interval_ms)
+                .number("ack_slot", *ack_slot)
                 .end();
         }
         ServerMessage::Gap(Gap { room, first_seq, last_seq, dropped: counts }) => {
@@ -257,6 +264,14 @@ pub fn server_message(out: &mut Vec<u8>, message: &ServerMessage<'_>) {
             .number("reconnect_after_ms", *reconnect_after_ms)
             .end(),
         ServerMessage::Ping => Object::new(outer.name("ping")).end(),
+        ServerMessage::Missed { room, from, to, within_ms } => {
+            Object::new(outer.name("missed"))
+                .text("room", room)
+                .number("from", from.0)
+                .number("to", to.0)
+                .number("within_ms", *within_ms)
+                .end();
+        }
         ServerMessage::Left { room } => Object::new(outer.name("left")).text("room", room).end(),
     }
     outer.end();

@@ -102,6 +102,8 @@ pub enum ServerMessage<'a> {
         session: &'a str,
         /// Silence after which the server pings.
         ping_interval_ms: u64,
+        /// Says which samples of acknowledgements it belongs to.
+        ack_slot: u16,
     },
     /// What only this viewer lost.
     Gap(Gap<'a>),
@@ -147,6 +149,18 @@ pub enum ServerMessage<'a> {
     },
     /// Are you there?
     Ping,
+    /// It did not confirm these important events, though they were sent again:
+    /// it should pull them.
+    Missed {
+        /// Which room.
+        room: &'a str,
+        /// First.
+        from: ImportantNo,
+        /// Last.
+        to: ImportantNo,
+        /// At a random moment within this.
+        within_ms: u32,
+    },
     /// Answer to `leave`.
     Left {
         /// Which room.

@@ -65,6 +65,7 @@ pub fn frame(frame: &Frame) -> Vec<u8> {
         totals: frame.totals.iter().map(total).collect(),
         dropped: dropped(&frame.dropped),
         online: frame.online,
+        ack: frame.ack.map(|a| v1::AckAsked { one_in: a.one_in, within_ms: a.within_ms }),
     }))
 }
 
@@ -88,8 +89,9 @@ pub fn joined(snapshot: &Snapshot, recovery: Recovery) -> Vec<u8> {
 #[must_use]
 pub fn server_message(message: &ServerMessage<'_>) -> Vec<u8> {
     encode(match *message {
-        ServerMessage::Welcome { session, ping_interval_ms } => {
-            Out::Welcome(v1::Welcome { session: session.to_owned(), ping_interval_ms })
+        ServerMessage::Welcome { session, ping_interval_ms, ack_slot } => {
+            let (session, ack_slot) = (session.to_owned(), u32::from(ack_slot));
+            Out::Welcome(v1::Welcome { session, ping_interval_ms, ack_slot })
         }
         ServerMessage::Gap(Gap { room, first_seq, last_seq, dropped: counts }) => {
             Out::Gap(v1::Gap {
@@ -126,6 +128,10 @@ pub fn server_message(message: &ServerMessage<'_>) -> Vec<u8> {
             Out::Goaway(v1::Goaway { reconnect_after_ms, url: None })
         }
         ServerMessage::Ping => Out::Ping(v1::Ping {}),
+        ServerMessage::Missed { room, from, to, within_ms } => {
+            let (room, from, to) = (room.to_owned(), from.0, to.0);
+            Out::Missed(v1::MissedNotice { room, from, to, within_ms })
+        }
         ServerMessage::Left { room } => Out::Left(v1::Left { room: room.to_owned() }),
     })
 }

@@ -107,6 +107,7 @@ impl Room {
             totals: self.merges.flush(now),
             dropped: self.drops.take(),
             online: self.take_online(now),
+            ack: None,
             represents: carried.represents,
         }
     }

@@ -24,6 +24,7 @@ use super::super::level::{Rank, Use};
 use super::super::outcome::{Outcome, Refusal};
 use super::super::pending::{Load, Waiting};
 use super::super::stats::DropReason;
+use super::super::dedupe::Window;
 use super::super::time::Time;
 use super::{Numbers, Room};
 
@@ -133,15 +134,26 @@ impl Staged {
 
     fn pop(&mut self) -> Option<Entry> {
         let entry = self.entries.pop_front()?;
+        self.submitted = self.submitted.saturating_sub(1);
+        self.left(&entry);
+        Some(entry)
+    }
+
+    fn pop_last(&mut self) -> Option<Entry> {
+        let entry = self.entries.pop_back()?;
+        self.submitted = self.submitted.min(self.entries.len());
+        self.left(&entry);
+        Some(entry)
+    }
+
+    fn left(&mut self, entry: &Entry) {
         self.ids.remove(&entry.id);
         self.load.remove(entry.weight);
-        self.submitted = self.submitted.saturating_sub(1);
         if self.entries.is_empty() {
             // A burst's memory is given back when it is over.
             self.entries.shrink_to(16);
             self.ids.shrink_to(16);
         }
-        Some(entry)
     }
 }
 
@@ -246,11 +258,12 @@ impl Room {
         self.shed_excess();
     }
 
-    /// The log has failed: nothing that is staged was accepted, and its
-    /// important numbers are given again. Events whose kind is answered on
-    /// receipt count as dropped.
-    pub fn log_failed(&mut self) {
-        while let Some(entry) = self.staged.pop() {
+    /// The log has failed for what is staged from this number on: nothing of it
+    /// was accepted, and its important numbers are given again. Events whose
+    /// kind is answered on receipt count as dropped.
+    pub fn log_failed(&mut self, from: ImportantNo) {
+        while self.staged.entries.back().is_some_and(|last| last.event.important >= Some(from)) {
+            let Some(entry) = self.staged.pop_last() else { break };
             let kind = &entry.event.event.kind;
             if kind.ack == Ack::Received {
                 self.stats.accepted[Lane::Important.index()] += 1;
@@ -259,7 +272,17 @@ impl Room {
                 self.stats.refused[Refusal::LogUnavailable.index()] += 1;
             }
         }
-        self.given.important = self.committed;
+        self.given.important = match self.staged.entries.back() {
+            Some(last) => last.event.important.unwrap_or_default(),
+            None => self.committed,
+        };
+    }
+
+    /// Nobody is there: lets go of what only viewers need, and keeps what makes
+    /// its numbering go on.
+    pub fn rest(&mut self) {
+        self.history.forget_sequenced(self.flushed.seq);
+        self.sampled_ids = Window::new(self.settings.dedupe_sampled);
     }
 
     /// Whether anything waits for the log.
@@ -367,7 +390,7 @@ mod tests {
         let mut room = room();
         stage(&mut room, "a", START);
         stage(&mut room, "b", START);
-        room.log_failed();
+        room.log_failed(ImportantNo(1));
         assert!(!room.awaits_log());
         assert_eq!(room.stats().refused[Refusal::LogUnavailable.index()], 2);
         assert_eq!(stage(&mut room, "a", at(1)), ImportantNo(1), "the id is free again");
@@ -375,6 +398,22 @@ mod tests {
         let frame = room.flush(at(2)).expect("at once");
         assert_eq!(seqs(&frame.events), [3], "sequence numbers are not given again");
         assert_eq!((frame.first_seq, frame.last_seq), (Seq(1), Seq(3)));
+    }
+
+    #[test]
+    fn what_is_on_its_way_outlives_the_refusal_of_what_came_later() {
+        let mut room = room();
+        let first = stage(&mut room, "a", START);
+        room.take_unlogged();
+        let second = stage(&mut room, "b", START);
+        room.log_failed(second);
+        assert_eq!(stage(&mut room, "c", START), second);
+        assert_eq!(seqs(&room.take_unlogged()), [3]);
+        room.logged(first, at(1));
+        room.logged(second, at(2));
+        let frame = room.flush(at(2)).expect("at once");
+        let ids: Vec<_> = frame.events.iter().map(|event| &*event.event.id).collect();
+        assert_eq!(ids, ["a", "c"]);
     }
 
     #[test]
@@ -394,7 +433,7 @@ mod tests {
         let mut room = room();
         let event = red_packet("a").kind(|kind| kind.ack = Ack::Received).event();
         assert!(matches!(room.offer(event, START), Offered::Staged { at_once: true, .. }));
-        room.log_failed();
+        room.log_failed(ImportantNo(1));
         assert_eq!(room.stats().dropped[DropReason::Unlogged.index()], [1, 0, 0]);
         assert_eq!(room.stats().pending(Lane::Important), 0);
     }

@@ -8,7 +8,8 @@ use crate::engine::event::Frame;
 use crate::engine::ids::{ImportantNo, RoomId, Seq, ShardId};
 use crate::engine::room::{Position, Resumed};
 use crate::engine::time::Time;
-use crate::shard::peers::{Entrance, Message, Path};
+use crate::log::ReadAnswer;
+use crate::shard::peers::{Entrance, Message, Path, Wanted};
 use crate::wire::message::Recovery;
 use crate::wire::shared::{Compression, SharedFrame, SharedSnapshot};
 
@@ -29,7 +30,7 @@ impl Homes {
         id: &RoomId,
         (shard, formats): (ShardId, u8),
         resume: Option<Position>,
-        path: &dyn Path,
+        path: &Arc<dyn Path>,
         now: Time,
     ) {
         let compression = self.settings.compression;
@@ -40,6 +41,16 @@ impl Homes {
         };
         home.subscriber(shard).formats |= formats;
         let entrance = home.entrance(resume, limit, compression, now);
+        let missed = entrance.snapshot.recovery().missed;
+        if let (Some(from), Some((first, last))) = (resume, missed) {
+            // The newest of them that may be sent at all.
+            let newest = last.0.saturating_sub(limit.saturating_sub(entrance.events()) as u64);
+            let after = ImportantNo(newest.max(first.0 - 1));
+            let wanted = Wanted::Resume { shard, from };
+            if after < last && self.read_log(id, after, limit, wanted, path) {
+                return;
+            }
+        }
         path.send(shard, Message::Enter(entrance));
     }
 }
@@ -82,6 +93,30 @@ impl HomeRoom {
         entrance
     }
 
+    /// The same with what the log had before memory begins.
+    pub(super) fn entrance_with(
+        &mut self,
+        from: Position,
+        answer: ReadAnswer,
+        limit: usize,
+        compression: Compression,
+        now: Time,
+    ) -> Arc<Entrance> {
+        let Some(mut resumed) = self.room.resume(from, limit) else {
+            return self.entrance(None, limit, compression, now);
+        };
+        let mut events = answer.events;
+        events.retain(|event| event.important <= Some(resumed.missed_to));
+        let joins_up = events.last().and_then(|event| event.important) == Some(resumed.missed_to);
+        if joins_up {
+            let first = events.first().and_then(|event| event.important).unwrap_or_default();
+            resumed.missed_to = ImportantNo(first.0 - 1);
+            events.append(&mut resumed.events);
+            resumed.events = events;
+        }
+        Arc::new(self.resumed(from, resumed, compression, now))
+    }
+
     fn resumed(
         &mut self,
         from: Position,
@@ -109,6 +144,7 @@ impl HomeRoom {
                 totals: Vec::new(),
                 dropped: Vec::new(),
                 online: None,
+                ack: None,
             };
             Arc::new(SharedFrame::new(frame, compression))
         });

@@ -1,0 +1,229 @@
+//! What rooms are asked for again: pulls of viewers, readers over HTTP, and
+//! what those who come back are owed. Memory answers first; what it has
+//! forgotten is read from the log, and the answer waits for that.
+
+use std::sync::Arc;
+
+use super::{HomeRoom, Homes, MAX_PULL};
+use crate::engine::delivery::Cut;
+use crate::engine::event::{Frame, Numbered};
+use crate::engine::ids::{ImportantNo, RoomId, Seq, ShardId};
+use crate::engine::room::Position;
+use crate::engine::time::Time;
+use crate::log::{Read, ReadAnswer};
+use crate::shard::peers::{After, Asker, Events, LogRead, Message, Path, Wanted};
+use crate::wire::message::ServerMessage;
+use crate::wire::shared::{SharedFrame, SharedSnapshot, message};
+
+/// Bytes that one read of the log brings at most.
+const READ_BYTES: usize = 1 << 20;
+
+impl Homes {
+    /// Sends a viewer the important events it asks for.
+    pub fn pull(
+        &mut self,
+        id: &RoomId,
+        (from, to): (ImportantNo, ImportantNo),
+        asker: Asker,
+        path: &Arc<dyn Path>,
+        now: Time,
+    ) {
+        let Some(home) = self.rooms.get(id) else { return };
+        let wanted = (to.0 + 1).saturating_sub(from.0).min(MAX_PULL) as usize;
+        let after = ImportantNo(from.0.saturating_sub(1));
+        let replay = home.room.history_after_important(after, wanted);
+        let reason = Wanted::Pull { after, events: wanted, asker };
+        if !replay.complete && self.read_log(id, after, wanted, reason, path) {
+            return;
+        }
+        self.pulled(id, asker, replay.events, replay.complete, path.as_ref(), now);
+    }
+
+    fn pulled(
+        &self,
+        id: &RoomId,
+        asker: Asker,
+        events: Vec<Arc<Numbered>>,
+        complete: bool,
+        path: &dyn Path,
+        now: Time,
+    ) {
+        let Some(home) = self.rooms.get(id) else { return };
+        let send = |bytes| path.send(asker.shard, Message::Direct { viewer: asker.viewer, bytes });
+        if !complete {
+            let error = ServerMessage::Error {
+                code: "history_gone",
+                reason: "some of the important events asked for are no longer held",
+                temporary: false,
+                room: Some(id.as_str()),
+                retry_after_ms: None,
+            };
+            send(message(asker.format, &error));
+        }
+        let frame = home.beside(events, now);
+        let frame = SharedFrame::new(frame, self.settings.compression);
+        send(frame.bytes(asker.format, Cut::Full).clone());
+    }
+
+    /// Where a room stands, if anything is known of it.
+    pub fn read_room(&mut self, id: &RoomId, now: Time) -> Option<Arc<SharedSnapshot>> {
+        let compression = self.settings.compression;
+        if !self.knows(id) {
+            return None;
+        }
+        Some(self.open(id, now)?.snapshot(compression, now))
+    }
+
+    /// What a room has after a number, if anything is known of it.
+    pub fn read_events(
+        &mut self,
+        id: &RoomId,
+        after: After,
+        limit: usize,
+        reply: tokio::sync::oneshot::Sender<Option<Events>>,
+        path: &Arc<dyn Path>,
+        now: Time,
+    ) {
+        let known = self.knows(id);
+        let Some(home) = known.then(|| self.open(id, now)).flatten() else {
+            // Whoever asked may have given up; here and below nobody hears it then.
+            let _ = reply.send(None);
+            return;
+        };
+        let replay = match after {
+            After::Seq(seq) => home.room.history_after_seq(seq, limit),
+            After::Important(important) => home.room.history_after_important(important, limit),
+        };
+        let events = home.events(replay.events, replay.complete, replay.more);
+        match after {
+            After::Important(after) if !replay.complete && after <= events.important => {
+                let reason = Wanted::Http { after, events: limit, reply };
+                self.read_log(id, after, limit, reason, path);
+            }
+            _ => drop(reply.send(Some(events))),
+        }
+    }
+
+    /// Asks the log for what came after a number. Returns whether an answer
+    /// will come; when it will not, a reader over HTTP has been answered.
+    pub(super) fn read_log(
+        &self,
+        id: &RoomId,
+        after: ImportantNo,
+        max_events: usize,
+        wanted: Wanted,
+        path: &Arc<dyn Path>,
+    ) -> bool {
+        let (Some(journal), Some(home)) = (self.journal(), self.rooms.get(id)) else {
+            return false;
+        };
+        let (room, path, shard) = (id.clone(), Arc::clone(path), self.shard);
+        let reply = move |answer: ReadAnswer| {
+            path.send(shard, Message::LogRead(Box::new(LogRead { room, wanted, answer })));
+        };
+        let epoch = home.room.epoch();
+        let read = Read {
+            room: id.clone(),
+            epoch,
+            after,
+            max_events,
+            max_bytes: READ_BYTES,
+            reply: Box::new(reply),
+        };
+        journal.read(read).is_ok()
+    }
+
+    /// The log has answered.
+    pub fn log_read(&mut self, read: LogRead, path: &dyn Path, now: Time) {
+        let LogRead { room: id, wanted, answer } = read;
+        match wanted {
+            Wanted::Pull { after, events, asker } => {
+                let Some(home) = self.rooms.get(&id) else { return };
+                let complete = answer.complete;
+                let events = home.joined_up(after, answer, events);
+                self.pulled(&id, asker, events, complete, path, now);
+            }
+            Wanted::Http { after, events: limit, reply } => {
+                let events = self.rooms.get(&id).map(|home| {
+                    let complete = answer.complete;
+                    let events = home.joined_up(after, answer, limit);
+                    let last = events.last().and_then(|event| event.important);
+                    let more = last.unwrap_or(after) < home.room.sent_important();
+                    home.events(events, complete, more)
+                });
+                let _ = reply.send(events);
+            }
+            Wanted::Resume { shard, from } => self.resume_read(&id, shard, from, answer, path, now),
+        }
+    }
+
+    fn resume_read(
+        &mut self,
+        id: &RoomId,
+        shard: ShardId,
+        from: Position,
+        answer: ReadAnswer,
+        path: &dyn Path,
+        now: Time,
+    ) {
+        let (compression, limit) = (self.settings.compression, self.settings.resume_events);
+        let Some(home) = self.rooms.get_mut(id) else { return };
+        let entrance = home.entrance_with(from, answer, limit, compression, now);
+        path.send(shard, Message::Enter(entrance));
+    }
+}
+
+impl HomeRoom {
+    /// A frame that carries events and covers no new numbers.
+    fn beside(&self, events: Vec<Arc<Numbered>>, now: Time) -> Frame {
+        let seq = self.room.sent_seq();
+        Frame {
+            room: self.room.id().clone(),
+            epoch: self.room.epoch(),
+            first_seq: Seq(seq.0 + 1),
+            last_seq: seq,
+            important: self.room.sent_important(),
+            time: now,
+            oldest: now,
+            represents: events.len() as u64,
+            events,
+            totals: Vec::new(),
+            dropped: Vec::new(),
+            online: None,
+            ack: None,
+        }
+    }
+
+    fn events(&self, events: Vec<Arc<Numbered>>, complete: bool, more: bool) -> Events {
+        Events {
+            epoch: self.room.epoch(),
+            seq: self.room.sent_seq(),
+            important: self.room.sent_important(),
+            events,
+            complete,
+            more,
+        }
+    }
+
+    /// What the log brought and, where it ends, what memory has after that;
+    /// nothing that viewers have not been sent.
+    pub(super) fn joined_up(
+        &self,
+        after: ImportantNo,
+        answer: ReadAnswer,
+        limit: usize,
+    ) -> Vec<Arc<Numbered>> {
+        let sent = Some(self.room.sent_important());
+        let mut events = answer.events;
+        events.retain(|event| event.important <= sent);
+        let last = events.last().and_then(|event| event.important).unwrap_or(after);
+        if !answer.more && events.len() < limit {
+            let rest = self.room.history_after_important(last, limit - events.len());
+            // A hole between the two would look like nothing had been there.
+            if rest.complete {
+                events.extend(rest.events);
+            }
+        }
+        events
+    }
+}

@@ -100,7 +100,7 @@ impl Writer {
         store: u64,
     ) -> Self {
         let now = ticker.now();
-        let schedule = Schedule { pause: PAUSES.0, attempt: now, sweep: now };
+        let schedule = Schedule { pause: PAUSES.0, attempt: now, sweep: now + SWEEP };
         Self {
             disk,
             settings,
@@ -128,7 +128,11 @@ impl Writer {
                 self.fail(LogFailure::Full, Vec::new());
                 Ok(())
             }
-            result => result,
+            Ok(()) => {
+                self.sweep();
+                Ok(())
+            }
+            failed => failed,
         }
     }
 
@@ -209,6 +213,8 @@ impl Writer {
         self.current = Some(Current { number, file, body: end, end });
         self.previous = Some((number, end));
         self.schedule.pause = PAUSES.0;
+        // What the limit on the whole store has just given up can go.
+        self.schedule.sweep = now;
         let mut stats = self.shared.stats();
         stats.segments_begun += 1;
         stats.written_bytes += end;

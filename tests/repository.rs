@@ -29,6 +29,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("engine", &[]),
     ("clock", &["engine"]),
     ("wire", &["engine"]),
+    ("log", &["engine", "clock"]),
     ("limits", &["engine"]),
     ("config", &["engine", "limits"]),
     ("auth", &["engine", "config"]),

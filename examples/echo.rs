@@ -13,6 +13,7 @@ use std::time::Duration;
 use clap::Parser;
 use tidegate::clock::Clock;
 use tidegate::config::Config;
+use tidegate::engine::confirm;
 use tidegate::engine::delivery::Limits;
 use tidegate::engine::ids::ShardId;
 use tidegate::engine::level::LevelKey;
@@ -79,6 +80,8 @@ fn settings() -> ShardSettings {
             compression: Compression { min_bytes: 0, level: 3 },
             max_rooms: 1,
             resume_events: 0,
+            acks_per_second: 1,
+            retention: DAY,
             idle: DAY,
             intake: IntakeSettings {
                 admission: config.admission_settings(),
@@ -97,6 +100,7 @@ fn settings() -> ShardSettings {
         ping_interval: DAY,
         pong_timeout: DAY,
         hold: HoldSettings { most: 0, patience: DAY },
+        confirm: confirm::Settings { patience: DAY, carries: 0, frames: 0 },
         reconnect_spread: Duration::ZERO,
         seed: 0,
     }

@@ -220,6 +220,16 @@ pub struct Rooms {
     /// Milliseconds at least between two frames that only tell the number of
     /// viewers. Default 5 s; 0: never such a frame.
     pub online_interval_ms: u64 = 5_000,
+    /// Acknowledgements a second that viewers are asked for, per home shard; with
+    /// more viewers than that a sample of them is asked. Default 5000.
+    pub acks_per_second: u32 = 5_000,
+    /// Milliseconds after which a viewer that was asked and is silent is sent the
+    /// important events again. Default 1 s.
+    pub carry_after_ms: u64 = 1_000,
+    /// How often; then it is told to pull. Default 3.
+    pub carries: u8 = 3,
+    /// Important events per room and shard that are kept for this. Default 256.
+    pub carry_events: usize = 256,
     /// Missed events that a viewer who comes back is sent at most, the newest; the
     /// rest it can pull. Default 1000.
     pub resume_events: usize = 1_000,

@@ -39,9 +39,10 @@ use self::connection::{Connections, LINGER, ViewerKey, farewell};
 use self::fanout::{Fanout, Finished};
 use self::held::{HoldSettings, Line};
 use self::home::{HomeSettings, Homes};
+use self::journal::Journal;
 use self::receipts::{Chase, ack_slot};
 use self::peers::{
-    AdmissionView, Asker, Events, LocalShards, Message, Override, Path as _, Placement as _,
+    AdmissionView, Asker, LocalShards, Message, Override, Path as _, Placement as _,
     Standing,
 };
 use self::room::{BACKLOGGED, LocalRoom};
@@ -51,6 +52,7 @@ use crate::clock::Clock;
 use crate::engine::confirm;
 use crate::engine::delivery::Limits;
 use crate::engine::ids::{RoomId, ShardId};
+use crate::engine::room::Restored;
 use crate::engine::time::Time;
 use crate::wire::Format;
 use crate::wire::close::CloseReason;

@@ -45,7 +45,7 @@ pub(super) fn check(durable: &Durable, check: &mut Check) {
     check.range("durable.retention_ms", durable.retention_ms, 1_000..=365 * DAY_MS);
     check.range("durable.room_events", durable.room_events, 1..=u64::from(u32::MAX));
     check.range("durable.room_bytes", durable.room_bytes, 65_536..=1 << 44);
-    check.range("durable.segment_bytes", durable.segment_bytes, 1 << 20..=1 << 31);
+    check.range("durable.segment_bytes", durable.segment_bytes, 1 << 20..=1 << 30);
     check.range("durable.total_bytes", durable.total_bytes, 1 << 22..=1 << 50);
     check.range("durable.queue_bytes", durable.queue_bytes, 1 << 16..=1 << 34);
     if durable.total_bytes < 4 * durable.segment_bytes {

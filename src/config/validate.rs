@@ -149,6 +149,9 @@ fn rooms(config: &Config, check: &mut Check) {
     check.range("rooms.dedupe_sampled", rooms.dedupe_sampled, 0..=10_000_000);
     check.range("rooms.max_keys", rooms.max_keys, 1..=1_000_000);
     check.range("rooms.state_bytes", rooms.state_bytes, 1_024..=1_024 * MIB);
+    check.range("rooms.acks_per_second", rooms.acks_per_second, 1..=10_000_000);
+    check.range("rooms.carry_after_ms", rooms.carry_after_ms, 100..=60_000);
+    check.range("rooms.carry_events", rooms.carry_events, 1..=100_000);
     check.range("rooms.resume_events", rooms.resume_events, 0..=1_000_000);
     check.range("rooms.online_interval_ms", rooms.online_interval_ms, 0..=HOUR_MS);
     check.range("rooms.max_rooms", rooms.max_rooms, 1..=100_000_000);

@@ -327,6 +327,7 @@ mod tests {
             tier: Tier(0),
             ttl: None,
             max_payload_bytes: 1 << 20,
+            ack: crate::engine::kind::Ack::Logged,
             viewer_publish: false,
             idle_reset: None,
         })

@@ -15,13 +15,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::intake::{Intake, IntakeSettings};
-use super::peers::{After, Answered, Asker, Events, Message, Origin, Path};
+use super::peers::{Answered, Message, Origin, Path};
 use super::stats::ShardStats;
 use crate::clock::Clock;
 use crate::engine::confirm::Budget;
 use crate::engine::delivery::Cut;
-use crate::engine::event::{Event, Frame};
-use crate::engine::ids::{Epoch, ImportantNo, RoomId, Seq, ShardId};
+use crate::engine::event::Event;
+use crate::engine::ids::{Epoch, RoomId, ShardId};
 use crate::engine::level::LevelKey;
 use crate::engine::outcome::{Outcome, Refusal};
 use crate::engine::priority::Advice;

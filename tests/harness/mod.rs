@@ -25,7 +25,24 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     /// Operators' address.
     pub(crate) admin: SocketAddr,
-    _folder: tempfile::TempDir,
+    environment: Vec<(String, String)>,
+    /// Holds its configuration and its log.
+    pub(crate) folder: tempfile::TempDir,
+}
+
+fn spawn(folder: &std::path::Path, environment: &[(String, String)]) -> Child {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tidegate"))
+        .args(["serve", "--config"])
+        .arg(folder.join("tidegate.toml"))
+        .envs(environment.iter().map(|(name, value)| (name, value)))
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the server starts");
+    let mut line = String::new();
+    let stdout = child.stdout.take().expect("piped");
+    BufReader::new(stdout).read_line(&mut line).expect("an announcement");
+    assert!(line.contains("serving on"), "announced {line:?}");
+    child
 }
 
 fn free_port() -> SocketAddr {
@@ -44,25 +61,31 @@ impl Server {
         let (address, admin) = (free_port(), free_port());
         let folder = tempfile::tempdir().expect("a folder");
         let config = folder.path().join("tidegate.toml");
+        let log = folder.path().join("log");
+        let log = log.display();
         // `extra` comes last, so that it may open sections of its own.
         let text = format!(
             "[server]\nlisten = \"{address}\"\nadmin_listen = \"{admin}\"\nshards = 2\n\
-             reconnect_spread_ms = 1000\n[log]\nfilter = \"warn\"\n\
+             reconnect_spread_ms = 1000\n[durable]\ndirectory = \"{log}\"\n[log]\nfilter = \"warn\"\n\
              [[auth.keys]]\nid = \"test\"\nalgorithm = \"HS256\"\nsecret = \"{SECRET}\"\n{extra}\n"
         );
         std::fs::write(&config, text).expect("a config");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tidegate"))
-            .args(["serve", "--config"])
-            .arg(&config)
-            .envs(environment.iter().copied())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the server starts");
-        let mut line = String::new();
-        let stdout = child.stdout.take().expect("piped");
-        BufReader::new(stdout).read_line(&mut line).expect("an announcement");
-        assert!(line.contains("serving on"), "announced {line:?}");
-        Server { child, address, admin, _folder: folder }
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let environment: Vec<_> = environment.iter().map(owned).collect();
+        let child = spawn(folder.path(), &environment);
+        Server { child, address, admin, environment, folder }
+    }
+
+    /// Kills it without a warning.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("waited");
+    }
+
+    /// Starts it again, with the same configuration and log, once it is gone.
+    pub(crate) fn again(&mut self) {
+        self.child.wait().expect("waited");
+        self.child = spawn(self.folder.path(), &self.environment);
     }
 
     /// A token that holds for an hour.

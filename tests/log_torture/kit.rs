@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tidegate::engine::event::{Event, Numbered, Payload};
 use tidegate::engine::ids::{Epoch, ImportantNo, RoomId, Seq, ShardId, Tier};
-use tidegate::engine::kind::{Kind, Lane, Merge};
+use tidegate::engine::kind::{Ack, Kind, Lane, Merge};
 use tidegate::engine::time::Time;
 use tidegate::log::{
     Batch, Entry, KindOf, Log, LogError, LogFailure, LogSettings, LogState, Logged, Read,
@@ -31,6 +31,7 @@ pub(crate) fn kinds() -> KindOf {
             tier: Tier(0),
             ttl: None,
             max_payload_bytes: 1 << 20,
+            ack: Ack::Logged,
             viewer_publish: false,
             idle_reset: None,
         })

@@ -103,8 +103,9 @@ impl Homes {
             let Some(home) = self.rooms.get_mut(&id) else { continue };
             let (room, epoch) = (&id, home.room.epoch());
             let events = home.room.take_unlogged();
-            let number = |event: Option<&Arc<_>>| event.and_then(|e: &Arc<crate::engine::event::Numbered>| e.important);
-            if let (Some(first), Some(last)) = (number(events.first()), number(events.last())) {
+            let first = events.first().and_then(|event| event.important);
+            let last = events.last().and_then(|event| event.important);
+            if let (Some(first), Some(last)) = (first, last) {
                 rooms.push((id.clone(), first, last));
             }
             let events = events.into_iter();
@@ -201,7 +202,7 @@ impl Homes {
 
     /// Tells the log where each room's numbers end, so that none is skipped
     /// after an orderly end.
-    pub(super) fn reserve_exactly(&mut self) {
+    pub fn reserve_exactly(&mut self) {
         let Some(durable) = self.durable.as_mut() else { return };
         let entries: Vec<Entry> = self
             .rooms

@@ -40,11 +40,10 @@ use self::fanout::{Fanout, Finished};
 use self::held::{HoldSettings, Line};
 use self::home::{HomeSettings, Homes};
 use self::journal::Journal;
-use self::receipts::{Chase, ack_slot};
 use self::peers::{
-    AdmissionView, Asker, LocalShards, Message, Override, Path as _, Placement as _,
-    Standing,
+    AdmissionView, Asker, LocalShards, Message, Override, Path as _, Placement as _, Standing,
 };
+use self::receipts::{Chase, ack_slot};
 use self::room::{BACKLOGGED, LocalRoom};
 use self::stats::ShardStats;
 use self::wheel::Wheel;
@@ -176,11 +175,7 @@ impl Shard {
 
     /// Rooms at home here go by way of a log, and those it knows go on where
     /// they stopped. Call before anything else.
-    pub fn attach_log(
-        &mut self,
-        journal: Arc<dyn Journal>,
-        rooms: Vec<(RoomId, Restored, Time)>,
-    ) {
+    pub fn attach_log(&mut self, journal: Arc<dyn Journal>, rooms: Vec<(RoomId, Restored, Time)>) {
         self.homes.attach(self.id, journal, rooms);
     }
 

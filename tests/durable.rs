@@ -105,7 +105,10 @@ fn what_memory_has_forgotten_is_read_from_the_log() {
     let reader = server.token("u", "viewer", &["r"]);
     let path = "/v1/rooms/r/events?important_after=1&limit=3";
     let (_, body) = server.http("GET", path, Some(&reader), "");
-    assert_eq!((ids(&body), &body["more"]), (all[1..4].iter().map(String::as_str).collect(), &json!(true)));
+    assert_eq!(
+        (ids(&body), &body["more"]),
+        (all[1..4].iter().map(String::as_str).collect(), &json!(true))
+    );
     assert_eq!(body["complete"], true);
 }
 

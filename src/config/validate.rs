@@ -46,11 +46,21 @@ pub(super) struct Check {
 }
 
 impl Check {
-    pub(super) fn fail(&mut self, path: &str, problem: impl Into<String>, allowed: impl Into<String>) {
+    pub(super) fn fail(
+        &mut self,
+        path: &str,
+        problem: impl Into<String>,
+        allowed: impl Into<String>,
+    ) {
         self.errors.push(ConfigError::new(path, problem).allowed(allowed));
     }
 
-    pub(super) fn range<T: PartialOrd + Display>(&mut self, path: &str, value: T, range: RangeInclusive<T>) {
+    pub(super) fn range<T: PartialOrd + Display>(
+        &mut self,
+        path: &str,
+        value: T,
+        range: RangeInclusive<T>,
+    ) {
         if !range.contains(&value) {
             let allowed = format!("{} to {}", range.start(), range.end());
             self.fail(path, format!("is {value}"), allowed);

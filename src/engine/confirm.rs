@@ -195,9 +195,8 @@ impl Confirmations {
         for event in frame.events.iter().filter(|event| event.important.is_some()) {
             let number = event.important.unwrap_or_default();
             let members = &self.scores[..members.min(self.scores.len())];
-            let owed = |score: &&Score| {
-                score.acks && score.acked < number && asked.concerns(score.slot)
-            };
+            let owed =
+                |score: &&Score| score.acks && score.acked < number && asked.concerns(score.slot);
             let answer = Duration::from_millis(u64::from(asked.within_ms));
             self.sent.push_back(Sent {
                 event: Arc::clone(event),
@@ -265,7 +264,8 @@ impl Confirmations {
         self.judge(now, verdicts);
         let due = self.sent.iter().filter(|sent| !sent.chased && sent.deadline <= now);
         if due.clone().any(|sent| sent.confirmed < sent.due) {
-            let newest = due.last().map(|sent| (sent.event.important.unwrap_or_default(), sent.asked));
+            let newest =
+                due.last().map(|sent| (sent.event.important.unwrap_or_default(), sent.asked));
             if let Some((newest, asked)) = newest {
                 self.remedy(newest, asked, remedies);
             }
@@ -291,12 +291,7 @@ impl Confirmations {
         kept.filter(|event| event.important > Some(number)).map(Arc::clone).collect()
     }
 
-    fn remedy(
-        &mut self,
-        newest: ImportantNo,
-        asked: Asked,
-        remedies: &mut Vec<(usize, Remedy)>,
-    ) {
+    fn remedy(&mut self, newest: ImportantNo, asked: Asked, remedies: &mut Vec<(usize, Remedy)>) {
         let carries = self.settings.carries;
         for (index, score) in self.scores.iter_mut().enumerate() {
             let silent = score.acks && score.acked < newest && score.told < newest;
@@ -363,8 +358,8 @@ pub struct Budget {
     filled: Time,
 }
 
-/// A sample is not smaller than this, whatever the budget says: fewer viewers
-/// tell nothing.
+/// A sample is not smaller than this while the budget is overdrawn by less than
+/// a second's worth: fewer viewers tell nothing.
 const LEAST_SAMPLE: u32 = 64;
 /// Longest delay that is asked for.
 const LONGEST: Duration = Duration::from_millis(1_000);
@@ -379,10 +374,14 @@ impl Budget {
         Self { per_second, left: per_second, filled: now }
     }
 
-    /// How `viewers` are to acknowledge what is sent now.
-    pub fn ask(&mut self, viewers: u32, now: Time) -> Asked {
+    /// How `viewers` are to acknowledge what is sent now. `None`: they are not
+    /// asked, since too many were in the last two seconds.
+    pub fn ask(&mut self, viewers: u32, now: Time) -> Option<Asked> {
         let refill = now.since(self.filled).as_secs_f64() * self.per_second;
         (self.left, self.filled) = ((self.left + refill).min(self.per_second), now);
+        if self.left <= -self.per_second {
+            return None;
+        }
         let mut one_in = 1;
         while f64::from(viewers / one_in) > self.left.max(0.0)
             && viewers / (one_in * 2) >= LEAST_SAMPLE
@@ -394,6 +393,186 @@ impl Budget {
         self.left -= f64::from(answers);
         let spread = Duration::from_secs_f64(f64::from(answers) / self.per_second.max(1.0));
         let within = if answers < AT_ONCE { Duration::ZERO } else { spread.min(LONGEST) };
-        Asked { one_in, within_ms: within.as_millis() as u32 }
+        Some(Asked { one_in, within_ms: within.as_millis() as u32 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::ids::{Epoch, RoomId, Seq};
+    use crate::engine::testing::{START, red_packet};
+
+    const SETTINGS: Settings = Settings { patience: Duration::from_secs(1), carries: 2, frames: 8 };
+
+    fn at(ms: u64) -> Time {
+        START + Duration::from_millis(ms)
+    }
+
+    /// A frame with one important event, received at the start.
+    fn frame(important: u64, asked: Asked) -> Frame {
+        let event = red_packet(&format!("p{important}")).event();
+        let important = ImportantNo(important);
+        let event = Numbered { event, seq: Some(Seq(important.0)), important: Some(important) };
+        Frame {
+            room: RoomId::new("r").unwrap(),
+            epoch: Epoch(1),
+            first_seq: Seq(important.0),
+            last_seq: Seq(important.0),
+            important,
+            time: START,
+            oldest: START,
+            events: vec![Arc::new(event)],
+            totals: Vec::new(),
+            dropped: Vec::new(),
+            online: None,
+            ack: Some(asked),
+            represents: 1,
+        }
+    }
+
+    fn room(viewers: usize) -> Confirmations {
+        let mut room = Confirmations::new(SETTINGS);
+        (0..viewers)
+            .for_each(|i| room.joined((i * 65_536 / viewers) as Slot, true, ImportantNo(0)));
+        room
+    }
+
+    fn chase(room: &mut Confirmations, now: Time) -> (Vec<Verdict>, Vec<(usize, Remedy)>) {
+        let (mut verdicts, mut remedies) = (Vec::new(), Vec::new());
+        room.chase(now, &mut verdicts, &mut remedies);
+        (verdicts, remedies)
+    }
+
+    #[test]
+    fn who_is_silent_is_sent_it_again_and_then_told_to_pull() {
+        let mut room = room(3);
+        room.sent(&frame(1, Asked::ALL), 3, START);
+        assert_eq!(room.acknowledged(0, ImportantNo(1), at(100)), 1);
+        assert_eq!(room.acknowledged(1, ImportantNo(1), at(200)), 1);
+        assert!(chase(&mut room, at(999)).1.is_empty(), "not yet");
+        assert_eq!(chase(&mut room, at(1_000)).1, [(2, Remedy::Carry(ImportantNo(0)))]);
+        assert!(chase(&mut room, at(1_500)).1.is_empty(), "once a second");
+        assert_eq!(chase(&mut room, at(2_000)).1.len(), 1);
+        let missed = Remedy::Missed(ImportantNo(1), ImportantNo(1));
+        assert_eq!(chase(&mut room, at(3_000)).1, [(2, missed)]);
+        for second in 4..15 {
+            assert!(chase(&mut room, at(second * 1_000)).1.is_empty(), "told once");
+        }
+        assert_eq!(room.next_deadline(), None);
+    }
+
+    #[test]
+    fn a_word_in_time_ends_the_chase() {
+        let mut room = room(1);
+        room.sent(&frame(1, Asked::ALL), 1, START);
+        room.sent(&frame(2, Asked::ALL), 1, at(10));
+        assert_eq!(chase(&mut room, at(1_000)).1, [(0, Remedy::Carry(ImportantNo(0)))]);
+        assert_eq!(room.after(ImportantNo(0)).len(), 2);
+        assert_eq!(room.acknowledged(0, ImportantNo(2), at(1_100)), 2);
+        assert!(chase(&mut room, at(2_500)).1.is_empty());
+    }
+
+    #[test]
+    fn arrival_counts_who_confirmed_within_each_horizon() {
+        let mut room = room(4);
+        room.sent(&frame(1, Asked::ALL), 4, START);
+        room.acknowledged(0, ImportantNo(1), at(500));
+        room.acknowledged(1, ImportantNo(1), at(2_000));
+        room.acknowledged(2, ImportantNo(1), at(5_000));
+        let (verdicts, _) = chase(&mut room, at(10_001));
+        let shares: Vec<_> =
+            verdicts.iter().map(|v| (v.arrival.confirmed, v.arrival.due)).collect();
+        assert_eq!(shares, [(1.0, 4.0), (2.0, 4.0), (3.0, 4.0)]);
+        assert!(verdicts.iter().all(|v| v.arrival.deviation == 0.0), "all were asked");
+    }
+
+    #[test]
+    fn a_sample_stands_for_all_and_says_how_sure_it_is() {
+        let mut room = room(1_000);
+        let asked = Asked { one_in: 4, within_ms: 100 };
+        room.sent(&frame(1, asked), 1_000, START);
+        let (mut answered, mut silent) = (0, 0);
+        for i in 0..1_000 {
+            if asked.concerns((i * 65_536 / 1_000) as Slot) {
+                answered += 1;
+                if i % 10 == 0 {
+                    silent += 1;
+                } else {
+                    room.acknowledged(i, ImportantNo(1), at(200));
+                }
+            }
+        }
+        assert_eq!((answered, silent), (250, 25));
+        let (verdicts, _) = chase(&mut room, at(1_001));
+        let Arrival { due, confirmed, deviation, asked } = verdicts[0].arrival;
+        assert_eq!((due, confirmed, asked), (1_000.0, 900.0, 250));
+        // The square root of 4 x 3 x 25.
+        assert!((deviation - 17.32).abs() < 0.01, "{deviation}");
+        let behind = chase(&mut room, at(1_101)).1;
+        assert_eq!(behind.len(), 25, "only who was asked is behind");
+    }
+
+    #[test]
+    fn who_leaves_owes_nothing_and_who_comes_later_neither() {
+        let mut room = room(2);
+        room.sent(&frame(1, Asked::ALL), 2, START);
+        room.joined(9, true, ImportantNo(1));
+        room.left(0);
+        room.removed(0);
+        // The newcomer has moved to the place of the one that left.
+        room.acknowledged(1, ImportantNo(1), at(10));
+        let (verdicts, remedies) = chase(&mut room, at(1_001));
+        assert_eq!((verdicts[0].arrival.due, verdicts[0].arrival.confirmed), (1.0, 1.0));
+        assert!(remedies.is_empty());
+    }
+
+    #[test]
+    fn who_never_said_it_would_answer_is_not_asked() {
+        let mut room = Confirmations::new(SETTINGS);
+        room.joined(0, false, ImportantNo(0));
+        room.sent(&frame(1, Asked::ALL), 1, START);
+        let (verdicts, remedies) = chase(&mut room, at(20_000));
+        assert!(verdicts.is_empty() && remedies.is_empty());
+        room.sent(&frame(2, Asked::ALL), 1, at(20_000));
+        assert_eq!(room.acknowledged(0, ImportantNo(2), at(20_100)), 2, "it does after all");
+        room.sent(&frame(3, Asked::ALL), 1, at(20_200));
+        assert_eq!(chase(&mut room, at(21_200)).1.len(), 1);
+    }
+
+    #[test]
+    fn a_number_that_was_never_sent_confirms_no_more_than_was() {
+        let mut room = room(1);
+        room.sent(&frame(1, Asked::ALL), 1, START);
+        assert_eq!(room.acknowledged(0, ImportantNo(u64::MAX), at(1)), 1);
+        room.sent(&frame(2, Asked::ALL), 1, at(2));
+        assert_eq!(chase(&mut room, at(1_002)).1, [(0, Remedy::Carry(ImportantNo(1)))]);
+    }
+
+    #[test]
+    fn the_budget_asks_all_of_few_and_a_sample_of_many() {
+        let mut budget = Budget::new(1_000, START);
+        assert_eq!(budget.ask(50, START), Some(Asked::ALL));
+        let many = budget.ask(200_000, START).unwrap();
+        assert!(200_000 / many.one_in <= 950 && many.within_ms > 0, "{many:?}");
+        // Spent: the least sample, until it fills again.
+        let spent = budget.ask(200_000, START).unwrap();
+        assert!((LEAST_SAMPLE..2 * LEAST_SAMPLE).contains(&(200_000 / spent.one_in)));
+        assert_eq!(budget.ask(50, START), Some(Asked::ALL), "few tell only as a whole");
+        let mut asked = 0;
+        for second in 1..=20 {
+            asked += 100_000 / budget.ask(100_000, at(second * 1_000)).unwrap().one_in;
+        }
+        assert!(asked <= 20 * 1_000, "{asked} in 20 s");
+    }
+
+    #[test]
+    fn many_small_rooms_do_not_outrun_the_budget() {
+        let mut budget = Budget::new(1_000, START);
+        let mut asked = 0;
+        for ms in 0..10_000 {
+            asked += budget.ask(50, at(ms)).map_or(0, |asked| 50 / asked.one_in);
+        }
+        assert!((10_000..=12_100).contains(&asked), "{asked} in 10 s, and two seconds' worth");
     }
 }

@@ -92,16 +92,8 @@ impl RoomStats {
     /// Adds the counts of another room, or of one about to be forgotten.
     pub fn absorb(&mut self, other: &RoomStats) {
         // Taken apart by name, so that a new counter cannot be left out.
-        let RoomStats {
-            accepted,
-            duplicates,
-            refused,
-            carried,
-            merged,
-            dropped,
-            unmerged,
-            frames,
-        } = other;
+        let RoomStats { accepted, duplicates, refused, carried, merged, dropped, unmerged, frames } =
+            other;
         add(&mut self.accepted, accepted);
         self.duplicates += duplicates;
         add(&mut self.refused, refused);

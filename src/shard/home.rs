@@ -339,7 +339,7 @@ impl Homes {
             let Some(frame) = frame else { break };
             let mut frame = frame;
             if frame.events.iter().any(|event| event.important.is_some()) {
-                frame.ack = Some(self.acks.ask(home.room.online(), now));
+                frame.ack = self.acks.ask(home.room.online(), now);
             }
             home.broadcast(SharedFrame::new(frame, compression), path, stats);
             if home.awaited > 0 {
@@ -364,10 +364,7 @@ impl Homes {
         let forgotten = &mut self.forgotten;
         self.rooms.retain(|_, home| {
             let silent = now.since(home.room.last_activity());
-            if !home.shards.is_empty()
-                || home.awaited > 0
-                || !home.room.is_quiet()
-                || silent < idle
+            if !home.shards.is_empty() || home.awaited > 0 || !home.room.is_quiet() || silent < idle
             {
                 return true;
             }

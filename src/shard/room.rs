@@ -152,13 +152,7 @@ impl LocalRoom {
     /// Takes a viewer out. `room` is this room's index, for telling the member
     /// that is moved into the hole. `excused`: what it has not confirmed is not
     /// due any more.
-    pub fn remove(
-        &mut self,
-        room: u32,
-        member: u32,
-        excused: bool,
-        viewers: &mut Connections,
-    ) {
+    pub fn remove(&mut self, room: u32, member: u32, excused: bool, viewers: &mut Connections) {
         let entry = &mut self.members[member as usize];
         debug_assert_eq!(entry.marks & GONE, 0, "a member leaves once");
         self.by_format[entry.format.index()] -= 1;

@@ -136,12 +136,7 @@ impl Shard {
     ///
     /// # Errors
     /// [`JoinError`]; nothing has changed then.
-    pub fn join(
-        &mut self,
-        key: ViewerKey,
-        room: &RoomId,
-        how: Entry<'_>,
-    ) -> Result<(), JoinError> {
+    pub fn join(&mut self, key: ViewerKey, room: &RoomId, how: Entry<'_>) -> Result<(), JoinError> {
         // Nobody overtakes those in line.
         if self.homes.intake.ladder().holds_joins() || self.held.len() > 0 {
             let now = self.clock.now();

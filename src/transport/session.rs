@@ -114,7 +114,9 @@ impl Session {
         };
         let any_kind = grant.role != Role::Viewer;
         let speaker = Speaker { any_kind, client: self.clients.number(grant.client_type()) };
-        if let Err(refused) = shard.join(key, &id, Entry { user: &grant.user, speaker, resume, acks }) {
+        if let Err(refused) =
+            shard.join(key, &id, Entry { user: &grant.user, speaker, resume, acks })
+        {
             shard.refuse_join(key, &id, refused);
         }
     }

@@ -83,7 +83,8 @@ mod tests {
         let id = RoomId::new("r").unwrap();
         let mut room = Room::new(id, Epoch(7), LevelKey::from_seed(1), Arc::new(settings), START);
         for i in 1..=10 {
-            let event = if i % 3 == 0 { red_packet(&format!("p{i}")) } else { chat(&format!("c{i}")) };
+            let event =
+                if i % 3 == 0 { red_packet(&format!("p{i}")) } else { chat(&format!("c{i}")) };
             room.publish(event.event(), START);
             room.flush_now(START);
             room.frame_out(START);

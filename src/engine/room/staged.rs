@@ -17,6 +17,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::super::dedupe::Window;
 use super::super::event::{Event, Numbered};
 use super::super::ids::{ImportantNo, Seq};
 use super::super::kind::{Ack, Lane};
@@ -24,7 +25,6 @@ use super::super::level::{Rank, Use};
 use super::super::outcome::{Outcome, Refusal};
 use super::super::pending::{Load, Waiting};
 use super::super::stats::DropReason;
-use super::super::dedupe::Window;
 use super::super::time::Time;
 use super::{Numbers, Room};
 
@@ -178,9 +178,8 @@ impl Room {
             self.stats.duplicates += 1;
             return Offered::Done(Outcome::Duplicate { seq });
         }
-        let checked = self
-            .check(&event, now)
-            .and_then(|()| self.merges.check(&event, now, &self.settings));
+        let checked =
+            self.check(&event, now).and_then(|()| self.merges.check(&event, now, &self.settings));
         if let Err(refusal) = checked {
             self.stats.refused[refusal.index()] += 1;
             return Offered::Done(Outcome::Rejected(refusal));

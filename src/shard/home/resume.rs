@@ -125,8 +125,8 @@ impl HomeRoom {
         now: Time,
     ) -> Entrance {
         let Resumed { recovered, events, missed_to } = resumed;
-        let missed = (missed_to > from.important)
-            .then(|| (ImportantNo(from.important.0 + 1), missed_to));
+        let missed =
+            (missed_to > from.important).then(|| (ImportantNo(from.important.0 + 1), missed_to));
         let snapshot = self.room.snapshot(now);
         let (seq, important) = (snapshot.seq, snapshot.important);
         let first = if recovered { from.seq } else { seq };

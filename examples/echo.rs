@@ -81,6 +81,7 @@ fn settings() -> ShardSettings {
             max_rooms: 1,
             resume_events: 0,
             acks_per_second: 1,
+            pulls_per_second: 1,
             retention: DAY,
             idle: DAY,
             intake: IntakeSettings {

@@ -230,6 +230,9 @@ pub struct Rooms {
     pub carries: u8 = 3,
     /// Important events per room and shard that are kept for this. Default 256.
     pub carry_events: usize = 256,
+    /// Pulls of important events answered a second, per home shard; beyond it
+    /// viewers are told when to come back. Default 5000.
+    pub pulls_per_second: u32 = 5_000,
     /// Missed events that a viewer who comes back is sent at most, the newest; the
     /// rest it can pull. Default 1000.
     pub resume_events: usize = 1_000,

@@ -149,6 +149,7 @@ impl Plan {
                 max_rooms: config.rooms.max_rooms,
                 retention: millis(config.durable.retention_ms),
                 acks_per_second: config.rooms.acks_per_second,
+                pulls_per_second: config.rooms.pulls_per_second,
                 resume_events: config.rooms.resume_events,
                 idle: millis(config.rooms.idle_ms),
                 intake: IntakeSettings {

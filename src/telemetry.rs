@@ -383,6 +383,7 @@ fn absorb(total: &mut ShardStats, shard: &ShardStats) {
     add(&mut total.messages, &shard.messages);
     add(&mut total.joins, &shard.joins);
     add(&mut total.resumes, &shard.resumes);
+    add(&mut total.pulls, &shard.pulls);
     total.confirmed += shard.confirmed;
     total.carried_along += shard.carried_along;
     total.missed += shard.missed;

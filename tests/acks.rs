@@ -63,6 +63,33 @@ fn who_is_silent_is_sent_it_again_and_told_to_pull() {
 }
 
 #[test]
+fn pulls_share_their_bytes_and_keep_to_a_rate() {
+    let server = Server::start("[rooms]\npulls_per_second = 4\n");
+    let mut viewers: Vec<_> = (0..4).map(|i| viewer(&server, &format!("u{i}"))).collect();
+    publish(&server, "p");
+    let pull = json!({"pull": {"room": "r", "from": 1, "to": 1}});
+    for viewer in &mut viewers {
+        frame_with(viewer, "p");
+        viewer.send(&pull);
+        frame_with(viewer, "p");
+    }
+    // The first made the bytes; how many of the others came within the moment
+    // for which they are kept is up to the machine.
+    let answered = |result| server.metric(&format!("tidegate_pulls_total{{result=\"{result}\"}}"));
+    assert_eq!(answered("memory") + answered("shared"), 4.0);
+    let limited = &mut viewers[0];
+    let error = loop {
+        limited.send(&pull);
+        match limited.next() {
+            (name, error) if name == "error" => break error,
+            (name, _) => assert_eq!(name, "frame"),
+        }
+    };
+    assert_eq!((&error["code"], &error["temporary"]), (&json!("pull_limited"), &json!(true)));
+    assert!(error["retry_after_ms"].as_u64().expect("a time") <= 2_500);
+}
+
+#[test]
 fn arrival_is_reported_by_kind_and_horizon() {
     let server = Server::start("");
     let mut viewers: Vec<_> = (0..4).map(|i| viewer(&server, &format!("u{i}"))).collect();

@@ -160,6 +160,7 @@ fn rooms(config: &Config, check: &mut Check) {
     check.range("rooms.max_keys", rooms.max_keys, 1..=1_000_000);
     check.range("rooms.state_bytes", rooms.state_bytes, 1_024..=1_024 * MIB);
     check.range("rooms.acks_per_second", rooms.acks_per_second, 1..=10_000_000);
+    check.range("rooms.pulls_per_second", rooms.pulls_per_second, 1..=10_000_000);
     check.range("rooms.carry_after_ms", rooms.carry_after_ms, 100..=60_000);
     check.range("rooms.carry_events", rooms.carry_events, 1..=100_000);
     check.range("rooms.resume_events", rooms.resume_events, 0..=1_000_000);

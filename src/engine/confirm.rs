@@ -262,10 +262,10 @@ impl Confirmations {
         remedies: &mut Vec<(usize, Remedy)>,
     ) {
         self.judge(now, verdicts);
-        let due = self.sent.iter().filter(|sent| !sent.chased && sent.deadline <= now);
+        let mut due = self.sent.iter().filter(|sent| !sent.chased && sent.deadline <= now);
         if due.clone().any(|sent| sent.confirmed < sent.due) {
             let newest =
-                due.last().map(|sent| (sent.event.important.unwrap_or_default(), sent.asked));
+                due.next_back().map(|sent| (sent.event.important.unwrap_or_default(), sent.asked));
             if let Some((newest, asked)) = newest {
                 self.remedy(newest, asked, remedies);
             }

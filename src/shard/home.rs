@@ -59,6 +59,8 @@ pub struct HomeSettings {
     pub resume_events: usize,
     /// Acknowledgements that viewers are asked for, over all rooms.
     pub acks_per_second: u32,
+    /// Pulls answered, over all rooms.
+    pub pulls_per_second: u32,
     /// The numbering of a room that the log knows is kept for this.
     pub retention: Duration,
     /// A room without viewers and events is forgotten after this.
@@ -78,6 +80,7 @@ struct HomeRoom {
     scheduled: Option<Time>,
     snapshot: Option<(Time, Arc<SharedSnapshot>)>,
     entrances: Vec<resume::Cached>,
+    pulled: Vec<read::Pulled>,
     dirty: bool,
     /// Publishers whose events are being logged.
     waiters: Vec<durable::Waiter>,
@@ -106,13 +109,14 @@ pub struct Homes {
     shard: ShardId,
     durable: Option<durable::Durable>,
     acks: Budget,
+    pulls: read::Pulls,
 }
 
 impl Homes {
     /// No rooms yet.
     #[must_use]
     pub fn new(shard: ShardId, settings: HomeSettings, now: Time) -> Self {
-        let acks_per_second = settings.acks_per_second;
+        let HomeSettings { acks_per_second, pulls_per_second, .. } = settings;
         Self {
             level_key: LevelKey::from_seed(settings.seed),
             intake: Intake::new(settings.intake.clone(), now),
@@ -126,6 +130,7 @@ impl Homes {
             shard,
             durable: None,
             acks: Budget::new(acks_per_second, now),
+            pulls: read::Pulls::new(pulls_per_second, now),
         }
     }
 
@@ -271,6 +276,7 @@ impl Homes {
         }
         stats.open_rooms = self.rooms.len() as u64;
         self.intake.count(stats);
+        stats.pulls = self.pulls.results;
         stats.room_bytes = 0;
         for home in self.rooms.values() {
             stats.rooms.absorb(home.room.stats());
@@ -301,6 +307,7 @@ impl Homes {
                 scheduled: None,
                 snapshot: None,
                 entrances: Vec::new(),
+                pulled: Vec::new(),
                 dirty: false,
                 waiters: Vec::new(),
             };
@@ -395,6 +402,7 @@ impl HomeRoom {
     fn broadcast(&mut self, frame: SharedFrame, path: &dyn Path, stats: &mut ShardStats) {
         self.snapshot = None;
         self.entrances.clear();
+        self.pulled.clear();
         self.awaited = self.shards.len();
         let used = self.shards.iter().fold(0, |mask, s| mask | s.formats);
         // Encoded here, before it is shared: the other shards must not find

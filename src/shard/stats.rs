@@ -79,6 +79,10 @@ pub const JOIN_RESULTS: [&str; 8] = [
 /// part of it, or with less than that.
 pub const RESUME_RESULTS: [&str; 3] = ["recovered", "fresh", "missed"];
 
+/// How a pull was answered: from memory, with the bytes of another, from the
+/// log, with less than was asked for, or not yet.
+pub const PULL_RESULTS: [&str; 5] = ["memory", "shared", "log", "gone", "limited"];
+
 /// Why a viewer's own publish never reached a room.
 pub const PUBLISH_REFUSALS: [&str; 7] = [
     "not_joined",
@@ -139,6 +143,8 @@ pub struct ShardStats {
     pub joins: [u64; JOIN_RESULTS.len()],
     /// Joins that said where they left off, by [`RESUME_RESULTS`].
     pub resumes: [u64; RESUME_RESULTS.len()],
+    /// Pulls by [`PULL_RESULTS`].
+    pub pulls: [u64; PULL_RESULTS.len()],
     /// Pairs of viewer and important event that were confirmed.
     pub confirmed: u64,
     /// Frames that carried important events along to viewers that were behind.
@@ -212,6 +218,7 @@ impl Default for ShardStats {
             messages: [0; ClientMessage::NAMES.len()],
             joins: [0; JOIN_RESULTS.len()],
             resumes: [0; RESUME_RESULTS.len()],
+            pulls: [0; PULL_RESULTS.len()],
             confirmed: 0,
             carried_along: 0,
             missed: 0,

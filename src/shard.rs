@@ -16,6 +16,7 @@ pub mod home;
 pub mod intake;
 pub mod peers;
 mod pending;
+pub mod rebase;
 pub mod room;
 pub mod stats;
 mod viewer;
@@ -40,11 +41,12 @@ use self::peers::{
     AdmissionView, Asker, Events, LocalShards, Message, Override, Path as _, Placement as _,
     Standing,
 };
-use self::room::{BACKLOGGED, LocalRoom};
+use self::rebase::Rebases;
+use self::room::LocalRoom;
 use self::stats::ShardStats;
 use self::wheel::Wheel;
 use crate::clock::Clock;
-use crate::engine::delivery::Limits;
+use crate::engine::delivery::LadderSettings;
 use crate::engine::ids::{RoomId, ShardId};
 use crate::engine::time::Time;
 use crate::wire::Format;
@@ -64,10 +66,8 @@ const PRESSED: Duration = Duration::from_millis(5);
 pub struct ShardSettings {
     /// Of the rooms with their home here.
     pub homes: HomeSettings,
-    /// Of one viewer's backlog.
-    pub backlog: Limits,
-    /// A backlog that does not drain within this ends its viewer.
-    pub backlog_timeout: Duration,
+    /// What becomes of a slow viewer.
+    pub ladder: LadderSettings,
     /// Length of a fan-out slice.
     pub slice: Duration,
     /// Rooms one connection may be in.
@@ -110,6 +110,7 @@ pub struct Shard {
     drain: Option<Drain>,
     held: Line,
     more_joins: bool,
+    rebases: Rebases,
     /// What the other shards know of this one.
     told: Standing,
     draws: u64,
@@ -141,7 +142,7 @@ impl Shard {
         let now = clock.now();
         Self {
             id,
-            viewers: Connections::new(settings.backlog, now),
+            viewers: Connections::new(settings.ladder, now),
             homes: Homes::new(settings.homes.clone(), now),
             draws: settings.seed,
             settings,
@@ -158,6 +159,7 @@ impl Shard {
             drain: None,
             held: Line::default(),
             more_joins: false,
+            rebases: Rebases::default(),
             told: Standing::OPEN,
             stats: ShardStats::default(),
         }
@@ -228,6 +230,8 @@ impl Shard {
                 let events: Option<Events> = self.homes.read_events(&room, after, limit);
                 let _ = reply.send(events);
             }
+            Message::Locate { viewer, ask } => self.homes.locate(viewer, ask, path, now),
+            Message::Located(position) => self.located(*position, now),
             Message::Snapshot(snapshot) => self.complete_joins(&snapshot, now),
             Message::SubscribeRefused { room, code } => self.refuse_joins(&room, code),
             Message::Frame(frame) => self.begin_frame(frame, now),
@@ -357,29 +361,10 @@ impl Shard {
             self.finish_connection(key, reason, now);
         }
         while let Some(index) = self.viewers.changed_backlog.pop() {
-            self.mark_backlog(index);
+            self.mark_backlog(index, now);
         }
+        self.attend_slow(now);
         self.report_presence();
-    }
-
-    fn mark_backlog(&mut self, index: u32) {
-        if self.viewers.key_of(index).is_none() {
-            return;
-        }
-        let backlogged = self.viewers.has_backlog(index);
-        for membership in &self.viewers.row(index).memberships {
-            let Some(room) = self.rooms[membership.room as usize].as_mut() else { continue };
-            if let Some(member) = room.members.get_mut(membership.member as usize) {
-                if backlogged {
-                    member.marks |= BACKLOGGED;
-                } else {
-                    member.marks &= !BACKLOGGED;
-                }
-            }
-        }
-        if backlogged && let Some(key) = self.viewers.key_of(index) {
-            self.schedule(key, self.settings.backlog_timeout);
-        }
     }
 
     fn finish_connection(&mut self, key: ViewerKey, reason: CloseReason, now: Time) {
@@ -411,6 +396,8 @@ impl Shard {
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
         room.last_frame = second;
         let id = room.id.clone();
+        self.apply_parked(index, now);
+        let Some(room) = self.rooms[index as usize].as_mut() else { return };
         if room.begin_job(now) {
             self.fanout.enqueue(index);
         }
@@ -453,12 +440,13 @@ impl Shard {
     }
 
     fn count_gauges(&mut self) {
-        let (frames, bytes) = self.viewers.backlog_totals();
+        let slow = self.viewers.slow_totals();
         let stats = &mut self.stats;
         stats.connections = self.viewers.len() as u64;
-        stats.backlogged = u64::from(self.viewers.backlogged());
-        stats.backlog_frames = frames as u64;
-        stats.backlog_bytes = bytes as u64;
+        stats.backlogged = slow.viewers;
+        stats.backlog_frames = slow.frames;
+        stats.backlog_bytes = slow.bytes;
+        stats.slow_viewers = slow.rungs;
         let rooms = self.rooms.iter().flatten();
         stats.viewers = rooms.map(|room| u64::from(room.viewers())).sum();
         stats.joins_waiting = self.held.len() as u64;

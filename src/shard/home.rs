@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use super::intake::{Intake, IntakeSettings};
 use super::peers::{After, Answered, Asker, Events, Message, Origin, Path};
+use super::rebase::Position;
 use super::stats::ShardStats;
 use crate::clock::Clock;
-use crate::engine::delivery::Cut;
+use crate::engine::delivery::{Ask, Cut};
 use crate::engine::event::{Event, Frame};
 use crate::engine::ids::{Epoch, ImportantNo, RoomId, Seq, ShardId};
 use crate::engine::level::LevelKey;
@@ -260,6 +261,19 @@ impl Homes {
             online: None,
         };
         send(SharedFrame::new(frame, compression).bytes(asker.format, Cut::Full).clone());
+    }
+
+    /// Tells a slow viewer's shard where a room stands.
+    pub fn locate(&mut self, viewer: Asker, ask: Ask, path: &dyn Path, now: Time) {
+        let compression = self.settings.compression;
+        let Some(home) = self.rooms.get_mut(&ask.room) else { return };
+        let owed = ask.from.map(|from| {
+            let after = ImportantNo(from.0.saturating_sub(1));
+            home.room.history_after_important(after, MAX_PULL as usize)
+        });
+        let snapshot = home.snapshot(compression, now);
+        let position = Position { viewer: viewer.viewer, ask, snapshot, owed };
+        path.send(viewer.shard, Message::Located(Box::new(position)));
     }
 
     /// Where a room stands, if it is open.

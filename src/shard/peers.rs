@@ -13,7 +13,9 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::connection::ViewerKey;
+use super::rebase::Position;
 use super::stats::ShardStats;
+use crate::engine::delivery::Ask;
 use crate::engine::event::{Event, Numbered};
 use crate::engine::ids::{Epoch, ImportantNo, RoomId, Seq, ShardId};
 use crate::engine::ladder::Rung;
@@ -101,6 +103,15 @@ pub enum Message {
         /// Who asks.
         viewer: Asker,
     },
+    /// To the home: where does the room stand, for a slow viewer?
+    Locate {
+        /// Who asks.
+        viewer: Asker,
+        /// What.
+        ask: Ask,
+    },
+    /// To a slow viewer's shard: there.
+    Located(Box<Position>),
     /// To the home: where does the room stand? Nobody there: `None`.
     ReadRoom {
         /// Which room.

@@ -182,6 +182,15 @@ pub fn joined(out: &mut Vec<u8>, snapshot: &Snapshot, recovered: bool) {
     outer.end();
 }
 
+/// A whole `joined` message for a viewer that fell too far behind.
+pub fn rebased(out: &mut Vec<u8>, snapshot: &Snapshot) {
+    let mut outer = Object::new(out);
+    let mut object = Object::new(outer.name("joined"));
+    snapshot_fields(&mut object, snapshot);
+    object.boolean("recovered", false).boolean("rebased", true).end();
+    outer.end();
+}
+
 /// A room as `GET /v1/rooms/{room}` shows it.
 pub fn room(out: &mut Vec<u8>, snapshot: &Snapshot) {
     let mut object = Object::new(out);

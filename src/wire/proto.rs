@@ -70,16 +70,27 @@ pub fn frame(frame: &Frame) -> Vec<u8> {
 /// A whole `joined` message.
 #[must_use]
 pub fn joined(snapshot: &Snapshot, recovered: bool) -> Vec<u8> {
-    encode(Out::Joined(v1::Joined {
+    encode(Out::Joined(v1::Joined { recovered, ..state(snapshot) }))
+}
+
+/// A whole `joined` message for a viewer that fell too far behind.
+#[must_use]
+pub fn rebased(snapshot: &Snapshot) -> Vec<u8> {
+    encode(Out::Joined(v1::Joined { rebased: true, ..state(snapshot) }))
+}
+
+fn state(snapshot: &Snapshot) -> v1::Joined {
+    v1::Joined {
         room: snapshot.room.to_string(),
         epoch: snapshot.epoch.0,
         seq: snapshot.seq.0,
         important: snapshot.important.0,
         online: snapshot.online,
-        recovered,
+        recovered: false,
         state: snapshot.state.iter().map(|e| event(e)).collect(),
         totals: snapshot.totals.iter().map(total).collect(),
-    }))
+        rebased: false,
+    }
 }
 
 /// A message to one viewer.

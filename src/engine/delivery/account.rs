@@ -1,0 +1,172 @@
+//! What one viewer lost of one room and has not been told, and what it must be
+//! given before it is whole again.
+
+use super::super::drops::Drops;
+use super::super::event::{DroppedKind, Frame};
+use super::super::ids::{ImportantNo, RoomId, Seq};
+use super::super::kind::{Lane, Merge};
+use super::super::time::Time;
+use super::stats::DeliveryStats;
+use super::{Cut, Rung};
+
+/// What a viewer needs of a room that its frames no longer bring.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Need {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// The newest totals and values, some of which it was not sent.
+    Current,
+    /// The whole state, and all important events from this number on.
+    Rebase(Option<ImportantNo>),
+}
+
+/// What became of a frame.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Loss {
+    /// The cut it had.
+    pub(super) from: Cut,
+    /// The cut it was brought to; `None`: it is gone.
+    pub(super) to: Option<Cut>,
+    /// Nothing of it will be sent.
+    pub(super) vanishes: bool,
+    /// Why.
+    pub(super) rung: Rung,
+}
+
+#[derive(Debug)]
+pub(super) struct Account {
+    pub(super) room: RoomId,
+    /// Numbers of which content was lost, both ends included, not yet told.
+    lost: Option<(Seq, Seq)>,
+    dropped: Drops,
+    pub(super) need: Need,
+    /// The number of the question that is on its way.
+    pub(super) asked: Option<u32>,
+    /// When it was last given the newest totals.
+    pub(super) told: Option<Time>,
+}
+
+impl Account {
+    fn new(room: RoomId) -> Self {
+        Self {
+            room,
+            lost: None,
+            dropped: Drops::default(),
+            need: Need::Nothing,
+            asked: None,
+            told: None,
+        }
+    }
+
+    /// What a gap notice has to say: numbers, and counts. Sampled content alone
+    /// may go without a word.
+    pub(super) fn gap(&self) -> Option<(Seq, Seq, &[DroppedKind])> {
+        self.lost.map(|(first, last)| (first, last, self.dropped.list()))
+    }
+
+    pub(super) fn gap_told(&mut self) {
+        self.lost = None;
+        self.dropped = Drops::default();
+    }
+
+    pub(super) fn needs_current(&mut self) {
+        if self.need == Need::Nothing {
+            self.need = Need::Current;
+        }
+    }
+
+    /// Drops everything up to the room's state; what is owed stays owed.
+    pub(super) fn needs_rebase(&mut self, important: Option<ImportantNo>) {
+        self.need = match self.need {
+            Need::Rebase(Some(owed)) => {
+                Need::Rebase(Some(important.map_or(owed, |no| no.min(owed))))
+            }
+            _ => Need::Rebase(important),
+        };
+    }
+
+    /// The viewer goes on behind `seq`: what was lost is lost up to there.
+    pub(super) fn skipped_to(&mut self, seq: Seq) {
+        if let Some((_, last)) = &mut self.lost {
+            *last = seq.max(*last);
+        }
+    }
+}
+
+/// The accounts of one viewer; few, so a list.
+#[derive(Debug, Default)]
+pub(super) struct Accounts(pub(super) Vec<Account>);
+
+impl Accounts {
+    pub(super) fn find(&mut self, room: &RoomId) -> Option<&mut Account> {
+        self.0.iter_mut().find(|account| account.room == *room)
+    }
+
+    pub(super) fn of(&mut self, room: &RoomId) -> &mut Account {
+        let index = match self.0.iter().position(|account| account.room == *room) {
+            Some(index) => index,
+            None => {
+                self.0.push(Account::new(room.clone()));
+                self.0.len() - 1
+            }
+        };
+        &mut self.0[index]
+    }
+
+    /// Whether frames of a room are dropped until the viewer has its state.
+    pub(super) fn is_rebasing(&self, room: &RoomId) -> bool {
+        let needs = |account: &Account| matches!(account.need, Need::Rebase(_));
+        self.0.iter().any(|account| account.room == *room && needs(account))
+    }
+
+    pub(super) fn any_rebasing(&self) -> bool {
+        self.0.iter().any(|account| matches!(account.need, Need::Rebase(_)))
+    }
+
+    /// Books what a viewer loses of a frame. Returns whether there is something
+    /// new to tell it.
+    pub(super) fn lose(&mut self, frame: &Frame, loss: Loss, stats: &mut DeliveryStats) -> bool {
+        let kept = |lane| loss.to.is_some_and(|cut| cut.keeps(lane));
+        let events = frame.events.iter().filter(|e| {
+            let lane = e.event.kind.lane;
+            loss.from.keeps(lane) && !kept(lane)
+        });
+        let (mut ordered, mut owed, mut stale) = (false, None, false);
+        for numbered in events {
+            let kind = &numbered.event.kind;
+            if let Some(important) = numbered.important {
+                stats.owed += 1;
+                owed = Some(owed.map_or(important, |first: ImportantNo| first.min(important)));
+                continue;
+            }
+            stats.events_dropped[loss.rung.index()][kind.lane.index()] += 1;
+            ordered |= kind.lane == Lane::Ordered;
+            stale |= matches!(kind.merge, Merge::Latest(_));
+            self.of(&frame.room).dropped.add(kind, 1);
+        }
+        if loss.from.keeps_totals() && !loss.to.is_some_and(Cut::keeps_totals) {
+            for total in &frame.totals {
+                stats.totals_dropped[loss.rung.index()][total.kind.lane.index()] += 1;
+            }
+            stale |= !frame.totals.is_empty() || frame.online.is_some();
+        }
+        let numbered = frame.first_seq <= frame.last_seq && (ordered || loss.vanishes);
+        if !numbered && !stale && loss.to.is_some() {
+            return false;
+        }
+        let account = self.of(&frame.room);
+        if stale {
+            account.needs_current();
+        }
+        if loss.to.is_none() {
+            account.needs_rebase(owed);
+        }
+        if numbered {
+            let first = account.lost.map_or(frame.first_seq, |(first, _)| first);
+            let last = account.lost.map_or(frame.last_seq, |(_, last)| last);
+            account.lost = Some((first.min(frame.first_seq), last.max(frame.last_seq)));
+        }
+        numbered
+    }
+}

@@ -21,8 +21,8 @@ pub struct Delivery {
     /// Frames that may wait before sampled events are left out. Default 64.
     pub no_sampled_frames: usize = 64,
     /// Bytes of them. At least `rooms.frame_bytes`, and also what is sent at once
-    /// of important events that a viewer is owed. Default 128 KiB.
-    pub no_sampled_bytes: usize = 131_072,
+    /// of important events that a viewer is owed. Default 160 KiB.
+    pub no_sampled_bytes: usize = 163_840,
     /// Milliseconds that the oldest may have waited when another comes. Default
     /// 2 s.
     pub no_sampled_ms: u64 = 2_000,

@@ -13,8 +13,9 @@
 //!   they may come twice; their number tells.
 //! - A number whose ordered content was dropped is told by a gap notice, before
 //!   anything behind it.
-//! - Totals and values that were not sent are made up for by newer ones, as soon
-//!   as nothing else waits.
+//! - Totals, and values of ordered kinds, that were not sent are made up for by
+//!   newer ones as soon as nothing else waits; values of sampled kinds when the
+//!   viewer gets everything again.
 //!
 //! Contract for whoever drives it. A frame: [`frame`](Delivery::frame). Any
 //! other message: [`fixed`](Delivery::fixed). Before each write
@@ -118,8 +119,10 @@ pub struct Ask {
 pub enum Wanted {
     /// Nothing any more.
     Nothing,
-    /// The newest totals and values ([`owed::current`]).
-    Current,
+    /// The newest totals ([`owed::totals`]).
+    Totals,
+    /// The whole state.
+    State,
     /// The state to go on from, after the important events from here on.
     Rebase(Option<ImportantNo>),
 }
@@ -299,26 +302,31 @@ impl<F: Frame> Delivery<F> {
         account.asked = None;
         match account.need {
             Need::Nothing => Wanted::Nothing,
-            Need::Current => Wanted::Current,
+            Need::Totals => Wanted::Totals,
+            Need::State => Wanted::State,
             // An important event was dropped while the question was on its way.
             Need::Rebase(owed) if owed != from => Wanted::Nothing,
             Need::Rebase(owed) => Wanted::Rebase(owed),
         }
     }
 
-    /// The newest totals of a room, for an answer that is [`Wanted::Current`].
+    /// What makes up for totals or values that were not sent, for an answer that is
+    /// [`Wanted::Totals`] or, with `whole`, [`Wanted::State`].
     pub fn refreshed(
         &mut self,
         room: &RoomId,
-        current: Bytes,
+        whole: bool,
+        bytes: Bytes,
         stats: &mut DeliveryStats,
         now: Time,
     ) {
         stats.refreshed += 1;
         let account = self.accounts.of(room);
         account.need = Need::Nothing;
+        account.stale &= !whole;
         account.told = Some(now);
-        self.backlog.push_state(room, State::Current, current);
+        let state = if whole { State::Whole } else { State::Totals };
+        self.backlog.push_state(room, state, bytes);
     }
 
     /// A piece of what a room owes the viewer, and, with the last piece, the
@@ -351,10 +359,11 @@ impl<F: Frame> Delivery<F> {
             return;
         }
         account.need = Need::Nothing;
+        account.stale = false;
         account.told = Some(now);
         account.skipped_to(seq);
         self.untold |= account.gap().is_some();
-        self.backlog.push_state(room, State::Rebased, joined);
+        self.backlog.push_state(room, State::Whole, joined);
         stats.rebased += 1;
         self.end_rebase(stats, now);
     }
@@ -375,6 +384,9 @@ impl<F: Frame> Delivery<F> {
             let rung = self.ladder.descend(now);
             stats.descended[rung.index()] += 1;
             self.tell = self.untold;
+            if rung == Rung::Full {
+                self.accounts.freshen();
+            }
         }
         let stuck = self.waits() && now.since(self.progress) >= settings.last().age;
         while stuck && self.ladder.rung() != Rung::Rebase {
@@ -413,7 +425,7 @@ impl<F: Frame> Delivery<F> {
     /// Everything is sent and the viewer gets everything again.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        let settled = |a: &Account| a.need == Need::Nothing && a.gap().is_none();
+        let settled = |a: &Account| a.is_settled();
         self.is_idle() && self.rung() == Rung::Full && self.accounts.0.iter().all(settled)
     }
 
@@ -482,8 +494,8 @@ impl<F: Frame> Delivery<F> {
         for taken in self.backlog.take_all() {
             match taken {
                 Taken::Frame(frame, cut) => self.drop_whole(&frame, cut, stats),
-                Taken::State(room, State::Current) => self.accounts.of(&room).needs_current(),
-                Taken::State(room, State::Rebased) => self.accounts.of(&room).needs_rebase(None),
+                Taken::State(room, State::Totals) => self.accounts.of(&room).needs(Need::Totals),
+                Taken::State(room, State::Whole) => self.accounts.of(&room).needs_rebase(None),
             }
         }
         // Notices that had not begun went too.
@@ -513,7 +525,7 @@ fn refresh_at(account: &Account, settings: &LadderSettings) -> Option<Option<Tim
     match account.need {
         Need::Nothing => None,
         Need::Rebase(_) => Some(None),
-        Need::Current => Some(account.told.map(|told| told + settings.recover)),
+        Need::Totals | Need::State => Some(account.told.map(|told| told + settings.recover)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What slow viewers ask of their rooms' homes, and what they make of the
-//! answers: the newest totals for a viewer that was not sent them, and the whole
-//! state, with the important events it is owed, for one that skipped ahead.
+//! answers: the newest totals or the whole state for a viewer that was not sent
+//! some of it, and the state with the important events it is owed for one that
+//! skipped ahead.
 //!
 //! A viewer stays a member of its room meanwhile: the room's count of viewers
 //! does not flicker, and every frame that it is not sent is booked as lost.
@@ -70,7 +71,7 @@ impl Rebases {
     }
 
     /// Gives a slow viewer what it asked for. `bytes`: of owed events at once.
-    pub(super) fn apply(
+    pub fn apply(
         &mut self,
         position: &Position,
         delivery: &mut Delivery<ViewerFrame>,
@@ -83,9 +84,13 @@ impl Rebases {
         let room = &ask.room;
         let owed_from = match delivery.wanted(room, ask.serial, ask.from) {
             Wanted::Nothing => return,
-            Wanted::Current => {
-                let current = snapshot.current(format, now).clone();
-                return delivery.refreshed(room, current, &mut stats.delivery, now);
+            Wanted::Totals => {
+                let totals = snapshot.totals(format, now).clone();
+                return delivery.refreshed(room, false, totals, &mut stats.delivery, now);
+            }
+            Wanted::State => {
+                let state = snapshot.rebased(format).clone();
+                return delivery.refreshed(room, true, state, &mut stats.delivery, now);
             }
             Wanted::Rebase(from) => from,
         };

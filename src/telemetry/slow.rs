@@ -40,7 +40,7 @@ pub(super) fn slow(text: &mut Text, total: &ShardStats) {
         ("tidegate_viewer_gaps_total", "Gap notices sent to slow viewers.", stats.gaps),
         (
             "tidegate_viewer_refreshes_total",
-            "Times that a slow viewer was told the newest totals.",
+            "Times that a slow viewer was given the totals or the state that it had missed.",
             stats.refreshed,
         ),
         (

@@ -182,7 +182,7 @@ pub fn joined(out: &mut Vec<u8>, snapshot: &Snapshot, recovered: bool) {
     outer.end();
 }
 
-/// A whole `joined` message for a viewer that fell too far behind.
+/// A whole `joined` message for a viewer that was sent less than others.
 pub fn rebased(out: &mut Vec<u8>, snapshot: &Snapshot) {
     let mut outer = Object::new(out);
     let mut object = Object::new(outer.name("joined"));

@@ -73,7 +73,7 @@ pub fn joined(snapshot: &Snapshot, recovered: bool) -> Vec<u8> {
     encode(Out::Joined(v1::Joined { recovered, ..state(snapshot) }))
 }
 
-/// A whole `joined` message for a viewer that fell too far behind.
+/// A whole `joined` message for a viewer that was sent less than others.
 #[must_use]
 pub fn rebased(snapshot: &Snapshot) -> Vec<u8> {
     encode(Out::Joined(v1::Joined { rebased: true, ..state(snapshot) }))

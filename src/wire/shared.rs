@@ -155,7 +155,7 @@ pub struct SharedSnapshot {
     compression: Compression,
     joined: [OnceLock<Bytes>; Format::COUNT],
     rebased: [OnceLock<Bytes>; Format::COUNT],
-    current: [OnceLock<Bytes>; Format::COUNT],
+    totals: [OnceLock<Bytes>; Format::COUNT],
 }
 
 impl SharedSnapshot {
@@ -167,7 +167,7 @@ impl SharedSnapshot {
             compression,
             joined: Default::default(),
             rebased: Default::default(),
-            current: Default::default(),
+            totals: Default::default(),
         }
     }
 
@@ -183,18 +183,19 @@ impl SharedSnapshot {
         self.joined[format.index()].get_or_init(|| self.state(format, false))
     }
 
-    /// The `joined` message of a viewer that fell too far behind, to go on from.
+    /// The `joined` message of a viewer that was sent less than others, to go on
+    /// from.
     #[must_use]
     pub fn rebased(&self, format: Format) -> &Bytes {
         self.rebased[format.index()].get_or_init(|| self.state(format, true))
     }
 
-    /// A frame without numbers that tells a slow viewer the newest totals and
-    /// values. `now`: its time, unless another viewer needed it before.
+    /// A frame without numbers that tells a slow viewer the newest totals. `now`:
+    /// its time, unless another viewer needed it before.
     #[must_use]
-    pub fn current(&self, format: Format, now: Time) -> &Bytes {
-        self.current[format.index()].get_or_init(|| {
-            let frame = SharedFrame::new(owed::current(&self.snapshot, now), self.compression);
+    pub fn totals(&self, format: Format, now: Time) -> &Bytes {
+        self.totals[format.index()].get_or_init(|| {
+            let frame = SharedFrame::new(owed::totals(&self.snapshot, now), self.compression);
             frame.bytes(format, Cut::Full).clone()
         })
     }

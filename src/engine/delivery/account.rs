@@ -15,9 +15,11 @@ pub(super) enum Need {
     /// Nothing.
     #[default]
     Nothing,
-    /// The newest totals and values, some of which it was not sent.
-    Current,
-    /// The whole state, and all important events from this number on.
+    /// The newest totals.
+    Totals,
+    /// The whole state: only that also tells which values are no more.
+    State,
+    /// The whole state, and before it all important events from this number on.
     Rebase(Option<ImportantNo>),
 }
 
@@ -41,9 +43,12 @@ pub(super) struct Account {
     lost: Option<(Seq, Seq)>,
     dropped: Drops,
     pub(super) need: Need,
+    /// Values of sampled kinds were not sent. They may be dropped freely, so that
+    /// nothing is done about it before the viewer gets everything again.
+    pub(super) stale: bool,
     /// The number of the question that is on its way.
     pub(super) asked: Option<u32>,
-    /// When it was last given the newest totals.
+    /// When it was last given totals or state.
     pub(super) told: Option<Time>,
 }
 
@@ -54,6 +59,7 @@ impl Account {
             lost: None,
             dropped: Drops::default(),
             need: Need::Nothing,
+            stale: false,
             asked: None,
             told: None,
         }
@@ -65,18 +71,21 @@ impl Account {
         self.lost.map(|(first, last)| (first, last, self.dropped.list()))
     }
 
+    /// Nothing is untold, and nothing needed.
+    pub(super) fn is_settled(&self) -> bool {
+        self.need == Need::Nothing && !self.stale && self.lost.is_none()
+    }
+
     pub(super) fn gap_told(&mut self) {
         self.lost = None;
         self.dropped = Drops::default();
     }
 
-    pub(super) fn needs_current(&mut self) {
-        if self.need == Need::Nothing {
-            self.need = Need::Current;
-        }
+    pub(super) fn needs(&mut self, need: Need) {
+        self.need = self.need.max(need);
     }
 
-    /// Drops everything up to the room's state; what is owed stays owed.
+    /// The viewer goes on from a state to come; what is owed stays owed.
     pub(super) fn needs_rebase(&mut self, important: Option<ImportantNo>) {
         self.need = match self.need {
             Need::Rebase(Some(owed)) => {
@@ -124,6 +133,13 @@ impl Accounts {
         self.0.iter().any(|account| matches!(account.need, Need::Rebase(_)))
     }
 
+    /// The viewer gets everything again: from now on what it has must be right.
+    pub(super) fn freshen(&mut self) {
+        for account in self.0.iter_mut().filter(|account| account.stale) {
+            account.needs(Need::State);
+        }
+    }
+
     /// Books what a viewer loses of a frame. Returns whether there is something
     /// new to tell it.
     pub(super) fn lose(&mut self, frame: &Frame, loss: Loss, stats: &mut DeliveryStats) -> bool {
@@ -132,7 +148,7 @@ impl Accounts {
             let lane = e.event.kind.lane;
             loss.from.keeps(lane) && !kept(lane)
         });
-        let (mut ordered, mut owed, mut stale) = (false, None, false);
+        let (mut ordered, mut owed, mut stale, mut need) = (false, None, false, Need::Nothing);
         for numbered in events {
             let kind = &numbered.event.kind;
             if let Some(important) = numbered.important {
@@ -142,23 +158,29 @@ impl Accounts {
             }
             stats.events_dropped[loss.rung.index()][kind.lane.index()] += 1;
             ordered |= kind.lane == Lane::Ordered;
-            stale |= matches!(kind.merge, Merge::Latest(_));
+            if matches!(kind.merge, Merge::Latest(_)) {
+                stale = true;
+                if kind.lane == Lane::Ordered {
+                    need = Need::State;
+                }
+            }
             self.of(&frame.room).dropped.add(kind, 1);
         }
         if loss.from.keeps_totals() && !loss.to.is_some_and(Cut::keeps_totals) {
             for total in &frame.totals {
                 stats.totals_dropped[loss.rung.index()][total.kind.lane.index()] += 1;
             }
-            stale |= !frame.totals.is_empty() || frame.online.is_some();
+            if !frame.totals.is_empty() || frame.online.is_some() {
+                need = need.max(Need::Totals);
+            }
         }
         let numbered = frame.first_seq <= frame.last_seq && (ordered || loss.vanishes);
-        if !numbered && !stale && loss.to.is_some() {
+        if !numbered && !stale && need == Need::Nothing && loss.to.is_some() {
             return false;
         }
         let account = self.of(&frame.room);
-        if stale {
-            account.needs_current();
-        }
+        account.stale |= stale;
+        account.needs(need);
         if loss.to.is_none() {
             account.needs_rebase(owed);
         }

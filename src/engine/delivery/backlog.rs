@@ -18,9 +18,9 @@ use super::{Cut, Frame};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     /// Newest totals.
-    Current,
-    /// Where it goes on after a rebase.
-    Rebased,
+    Totals,
+    /// All of it.
+    Whole,
 }
 
 /// What an item is.

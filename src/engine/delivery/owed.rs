@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::super::event::{Frame, Numbered, Snapshot, Total};
 use super::super::ids::{ImportantNo, Seq};
-use super::super::kind::Lane;
 use super::super::time::Time;
 
 /// Important events that a viewer is owed, as far as they go at once.
@@ -67,13 +66,10 @@ impl Owed {
     }
 }
 
-/// The newest of all that a viewer may have been sent less of: totals, and the
-/// values of `latest` kinds that are not important.
+/// The newest totals, for a viewer that was not sent some.
 #[must_use]
-pub fn current(snapshot: &Snapshot, now: Time) -> Frame {
-    let newest = snapshot.state.iter().filter(|e| e.event.kind.lane != Lane::Important);
+pub fn totals(snapshot: &Snapshot, now: Time) -> Frame {
     Frame {
-        events: newest.cloned().collect(),
         totals: snapshot.totals.iter().map(|total| Total { delta: 0, ..total.clone() }).collect(),
         online: Some(snapshot.online.max(1)),
         ..numberless(snapshot, snapshot.important, now)

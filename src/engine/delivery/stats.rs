@@ -23,9 +23,9 @@ pub struct DeliveryStats {
     pub totals_dropped: [[u64; 3]; Rung::COUNT],
     /// Gap notices written.
     pub gaps: u64,
-    /// Times a viewer was told the newest totals.
+    /// Times a viewer was given totals or state that it had missed.
     pub refreshed: u64,
-    /// Times a viewer was given a room's state to go on from.
+    /// Times a viewer that had skipped ahead was given the state to go on from.
     pub rebased: u64,
     /// Important events taken out of backlogs, to be sent again.
     pub owed: u64,

@@ -225,9 +225,9 @@ fn totals_follow_once_all_else_is_sent_and_again_after_a_while() {
     let ask = viewer.ask().expect("a question");
     assert_eq!((ask.from, viewer.ask()), (None, None), "asked once");
     assert_eq!(viewer.delivery.wanted(&room(), ask.serial + 1, None), Wanted::Nothing);
-    assert_eq!(viewer.delivery.wanted(&room(), ask.serial, None), Wanted::Current);
+    assert_eq!(viewer.delivery.wanted(&room(), ask.serial, None), Wanted::Totals);
     let current = Bytes::from_static(b"T");
-    viewer.delivery.refreshed(&room(), current, &mut viewer.stats, viewer.now);
+    viewer.delivery.refreshed(&room(), false, current, &mut viewer.stats, viewer.now);
     assert_eq!(viewer.take(1_000), b"T");
     viewer.push(usual(4));
     viewer.take(1_000);
@@ -242,7 +242,22 @@ fn a_value_that_was_not_sent_is_made_up_for_like_a_total() {
     (1..=3).for_each(|n| viewer.push(frame(n, vec![card("c").key("k")], 0, n.into(), 0)));
     assert_eq!(viewer.delivery.rung(), Rung::ImportantOnly);
     viewer.take(1_000);
-    assert!(viewer.ask().is_some());
+    let ask = viewer.ask().expect("a question");
+    assert_eq!(viewer.delivery.wanted(&room(), ask.serial, None), Wanted::State);
+}
+
+#[test]
+fn a_sampled_value_that_was_not_sent_is_made_up_for_at_the_end() {
+    let counter = || card("c").kind(|kind| kind.lane = Lane::Sampled);
+    let mut viewer = Driver::new([10, 1_000, 1_000, 1_000]);
+    (1..=3).for_each(|n| viewer.push(frame(n, vec![counter()], 0, 0, 0)));
+    assert_eq!(viewer.delivery.rung(), Rung::NoSampled);
+    viewer.take(1_000);
+    assert_eq!(viewer.ask(), None);
+    viewer.pass(2);
+    assert_eq!(viewer.delivery.rung(), Rung::Full);
+    let ask = viewer.ask().expect("a question");
+    assert_eq!(viewer.delivery.wanted(&room(), ask.serial, None), Wanted::State);
 }
 
 #[test]
@@ -332,7 +347,13 @@ fn who_keeps_up_gets_everything_again_rung_by_rung() {
     assert!(!viewer.delivery.is_over(), "it still needs the totals");
     let ask = viewer.ask().expect("a question");
     viewer.delivery.wanted(&room(), ask.serial, None);
-    viewer.delivery.refreshed(&room(), Bytes::from_static(b"T"), &mut viewer.stats, viewer.now);
+    viewer.delivery.refreshed(
+        &room(),
+        false,
+        Bytes::from_static(b"T"),
+        &mut viewer.stats,
+        viewer.now,
+    );
     viewer.take(1_000);
     assert!(viewer.delivery.is_over());
 }

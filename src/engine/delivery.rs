@@ -26,7 +26,8 @@
 //! once: nobody will say that the socket is writable. After every such round
 //! [`poll_ask`](Delivery::poll_ask) until it has no more questions; the answers
 //! come back through [`wanted`](Delivery::wanted) and
-//! [`refreshed`](Delivery::refreshed) or [`rebased`](Delivery::rebased), each at a
+//! [`retotalled`](Delivery::retotalled), [`refreshed`](Delivery::refreshed) or
+//! [`rebased`](Delivery::rebased), each at a
 //! moment when every frame that the answer covers has been handed in and none
 //! beyond it. At [`deadline`](Delivery::deadline): [`tick`](Delivery::tick) and
 //! [`verdict`](Delivery::verdict). Once [`is_over`](Delivery::is_over) it may be
@@ -219,9 +220,9 @@ impl<F: Frame> Delivery<F> {
         }
         self.backlog.remove_notices();
         for account in &self.accounts.0 {
-            if let Some((first, last, dropped)) = account.gap() {
+            for (first, last, dropped) in account.gaps() {
                 let notice = voice.gap(&account.room, first, last, dropped);
-                self.backlog.push_notice(account.room.clone(), notice);
+                self.backlog.push_notice(account.room.clone(), first, notice);
             }
         }
         (self.untold, self.tell) = (false, false);
@@ -245,10 +246,10 @@ impl<F: Frame> Delivery<F> {
         let accounts = &mut self.accounts;
         self.backlog.advance(written, |passed| match passed {
             Passed::Frame(frame, cut) => finished(frame, cut),
-            Passed::Notice(room) => {
+            Passed::Notice(room, first) => {
                 stats.gaps += 1;
                 if let Some(account) = accounts.find(room) {
-                    account.gap_told();
+                    account.told_from(first);
                 }
             }
             Passed::Other => {}
@@ -310,23 +311,31 @@ impl<F: Frame> Delivery<F> {
         }
     }
 
-    /// What makes up for totals or values that were not sent, for an answer that is
-    /// [`Wanted::Totals`] or, with `whole`, [`Wanted::State`].
-    pub fn refreshed(
+    /// The newest totals of a room, for an answer that is [`Wanted::Totals`].
+    pub fn retotalled(
         &mut self,
         room: &RoomId,
-        whole: bool,
-        bytes: Bytes,
+        totals: Bytes,
         stats: &mut DeliveryStats,
         now: Time,
     ) {
         stats.refreshed += 1;
         let account = self.accounts.of(room);
-        account.need = Need::Nothing;
-        account.stale &= !whole;
-        account.told = Some(now);
-        let state = if whole { State::Whole } else { State::Totals };
-        self.backlog.push_state(room, state, bytes);
+        (account.need, account.told) = (Need::Nothing, Some(now));
+        self.backlog.push_state(room, State::Totals, totals);
+    }
+
+    /// The state of a room, which is that after `seq`, for an answer that is
+    /// [`Wanted::State`].
+    pub fn refreshed(
+        &mut self,
+        room: &RoomId,
+        (seq, joined): (Seq, Bytes),
+        stats: &mut DeliveryStats,
+        now: Time,
+    ) {
+        stats.refreshed += 1;
+        self.push_whole(room, seq, joined, now);
     }
 
     /// A piece of what a room owes the viewer, and, with the last piece, the
@@ -353,18 +362,12 @@ impl<F: Frame> Delivery<F> {
             let bytes = frame.bytes(Cut::Full);
             self.backlog.push_frame(frame, Cut::Full, bytes, now);
         }
-        let account = self.accounts.of(room);
         if owed.rest.is_some() {
-            account.need = Need::Rebase(owed.rest);
+            self.accounts.of(room).need = Need::Rebase(owed.rest);
             return;
         }
-        account.need = Need::Nothing;
-        account.stale = false;
-        account.told = Some(now);
-        account.skipped_to(seq);
-        self.untold |= account.gap().is_some();
-        self.backlog.push_state(room, State::Whole, joined);
         stats.rebased += 1;
+        self.push_whole(room, seq, joined, now);
         self.end_rebase(stats, now);
     }
 
@@ -473,6 +476,12 @@ impl<F: Frame> Delivery<F> {
         self.ladder.judge(self.backlog.len(), self.backlog.bytes(), settings, now);
     }
 
+    fn push_whole(&mut self, room: &RoomId, seq: Seq, joined: Bytes, now: Time) {
+        self.accounts.of(room).close(seq, now);
+        self.untold = true;
+        self.backlog.push_state(room, State::Whole(seq), joined);
+    }
+
     fn climb(&mut self, stats: &mut DeliveryStats, now: Time) {
         let rung = self.ladder.climb();
         stats.climbed[rung.index()] += 1;
@@ -490,12 +499,13 @@ impl<F: Frame> Delivery<F> {
     fn drop_all(&mut self, stats: &mut DeliveryStats, now: Time) {
         for account in &mut self.accounts.0 {
             account.asked = None;
+            account.reopen();
         }
         for taken in self.backlog.take_all() {
             match taken {
                 Taken::Frame(frame, cut) => self.drop_whole(&frame, cut, stats),
                 Taken::State(room, State::Totals) => self.accounts.of(&room).needs(Need::Totals),
-                Taken::State(room, State::Whole) => self.accounts.of(&room).needs_rebase(None),
+                Taken::State(room, State::Whole(_)) => self.accounts.of(&room).needs_rebase(None),
             }
         }
         // Notices that had not begun went too.

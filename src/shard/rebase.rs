@@ -86,11 +86,11 @@ impl Rebases {
             Wanted::Nothing => return,
             Wanted::Totals => {
                 let totals = snapshot.totals(format, now).clone();
-                return delivery.refreshed(room, false, totals, &mut stats.delivery, now);
+                return delivery.retotalled(room, totals, &mut stats.delivery, now);
             }
             Wanted::State => {
-                let state = snapshot.rebased(format).clone();
-                return delivery.refreshed(room, true, state, &mut stats.delivery, now);
+                let state = (snapshot.snapshot().seq, snapshot.rebased(format).clone());
+                return delivery.refreshed(room, state, &mut stats.delivery, now);
             }
             Wanted::Rebase(from) => from,
         };

@@ -36,12 +36,37 @@ pub(super) struct Loss {
     pub(super) rung: Rung,
 }
 
+/// A loss that has not been told.
+#[derive(Debug, Default)]
+struct Gap {
+    /// Numbers of which content was lost, both ends included.
+    lost: Option<(Seq, Seq)>,
+    dropped: Drops,
+}
+
+impl Gap {
+    fn loses(&mut self, first: Seq, last: Seq) {
+        let (from, to) = self.lost.unwrap_or((first, last));
+        self.lost = Some((from.min(first), to.max(last)));
+    }
+
+    fn absorb(&mut self, other: &Gap) {
+        if let Some((first, last)) = other.lost {
+            self.loses(first, last);
+        }
+        for entry in other.dropped.list() {
+            self.dropped.add(&entry.kind, entry.count);
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Account {
     pub(super) room: RoomId,
-    /// Numbers of which content was lost, both ends included, not yet told.
-    lost: Option<(Seq, Seq)>,
-    dropped: Drops,
+    /// What is being lost.
+    open: Gap,
+    /// What was lost before a state that has not begun.
+    closed: Vec<Gap>,
     pub(super) need: Need,
     /// Values of sampled kinds were not sent. They may be dropped freely, so that
     /// nothing is done about it before the viewer gets everything again.
@@ -56,8 +81,8 @@ impl Account {
     fn new(room: RoomId) -> Self {
         Self {
             room,
-            lost: None,
-            dropped: Drops::default(),
+            open: Gap::default(),
+            closed: Vec::new(),
             need: Need::Nothing,
             stale: false,
             asked: None,
@@ -65,20 +90,43 @@ impl Account {
         }
     }
 
-    /// What a gap notice has to say: numbers, and counts. Sampled content alone
+    /// What gap notices have to say: numbers, and counts. Sampled content alone
     /// may go without a word.
-    pub(super) fn gap(&self) -> Option<(Seq, Seq, &[DroppedKind])> {
-        self.lost.map(|(first, last)| (first, last, self.dropped.list()))
+    pub(super) fn gaps(&self) -> impl Iterator<Item = (Seq, Seq, &[DroppedKind])> {
+        let gaps = self.closed.iter().chain([&self.open]);
+        gaps.filter_map(|gap| gap.lost.map(|(first, last)| (first, last, gap.dropped.list())))
     }
 
     /// Nothing is untold, and nothing needed.
     pub(super) fn is_settled(&self) -> bool {
-        self.need == Need::Nothing && !self.stale && self.lost.is_none()
+        self.need == Need::Nothing && !self.stale && self.gaps().next().is_none()
     }
 
-    pub(super) fn gap_told(&mut self) {
-        self.lost = None;
-        self.dropped = Drops::default();
+    /// The gap that begins with this number is told.
+    pub(super) fn told_from(&mut self, from: Seq) {
+        let begins = |gap: &Gap| gap.lost.is_some_and(|(first, _)| first == from);
+        if begins(&self.open) {
+            self.open = Gap::default();
+        } else {
+            self.closed.retain(|gap| !begins(gap));
+        }
+    }
+
+    /// The viewer is given the state after `seq`: what was lost before is told
+    /// before it, what will be lost, behind.
+    pub(super) fn close(&mut self, seq: Seq, now: Time) {
+        (self.need, self.stale, self.told) = (Need::Nothing, false, Some(now));
+        if let Some((_, last)) = &mut self.open.lost {
+            *last = seq.max(*last);
+            self.closed.push(std::mem::take(&mut self.open));
+        }
+    }
+
+    /// That state was taken away again.
+    pub(super) fn reopen(&mut self) {
+        for gap in self.closed.drain(..) {
+            self.open.absorb(&gap);
+        }
     }
 
     pub(super) fn needs(&mut self, need: Need) {
@@ -93,13 +141,6 @@ impl Account {
             }
             _ => Need::Rebase(important),
         };
-    }
-
-    /// The viewer goes on behind `seq`: what was lost is lost up to there.
-    pub(super) fn skipped_to(&mut self, seq: Seq) {
-        if let Some((_, last)) = &mut self.lost {
-            *last = seq.max(*last);
-        }
     }
 }
 
@@ -164,7 +205,7 @@ impl Accounts {
                     need = Need::State;
                 }
             }
-            self.of(&frame.room).dropped.add(kind, 1);
+            self.of(&frame.room).open.dropped.add(kind, 1);
         }
         if loss.from.keeps_totals() && !loss.to.is_some_and(Cut::keeps_totals) {
             for total in &frame.totals {
@@ -185,9 +226,7 @@ impl Accounts {
             account.needs_rebase(owed);
         }
         if numbered {
-            let first = account.lost.map_or(frame.first_seq, |(first, _)| first);
-            let last = account.lost.map_or(frame.last_seq, |(_, last)| last);
-            account.lost = Some((first.min(frame.first_seq), last.max(frame.last_seq)));
+            account.open.loses(frame.first_seq, frame.last_seq);
         }
         numbered
     }

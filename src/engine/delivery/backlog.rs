@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::super::ids::RoomId;
+use super::super::ids::{RoomId, Seq};
 use super::super::time::Time;
 use super::ladder::Load;
 use super::{Cut, Frame};
@@ -19,8 +19,8 @@ use super::{Cut, Frame};
 pub(super) enum State {
     /// Newest totals.
     Totals,
-    /// All of it.
-    Whole,
+    /// All of it, as it was after this number.
+    Whole(Seq),
 }
 
 /// What an item is.
@@ -29,8 +29,8 @@ enum Sort<F> {
     Frame(F, Cut, Time),
     /// A message that nothing takes away: an answer, a ping, a close frame.
     Fixed,
-    /// Tells what was lost of a room.
-    Notice(RoomId),
+    /// Tells what was lost of a room, from this number on.
+    Notice(RoomId, Seq),
     /// See [`State`].
     State(RoomId, State),
 }
@@ -48,7 +48,7 @@ pub(super) enum Passed<'a, F> {
     /// A frame has, whole.
     Frame(&'a F, Cut),
     /// A notice has begun to: it cannot be changed any more.
-    Notice(&'a RoomId),
+    Notice(&'a RoomId, Seq),
     /// The rest needs no account.
     Other,
 }
@@ -95,11 +95,21 @@ impl<F: Frame> Backlog<F> {
         self.push(Sort::State(room.clone(), state), bytes, false);
     }
 
-    /// Before everything else that has not begun.
-    pub(super) fn push_notice(&mut self, room: RoomId, bytes: Bytes) {
+    /// Tells of what was lost of a room from `first` on: behind the room's frames
+    /// before that number, before everything else of the room.
+    pub(super) fn push_notice(&mut self, room: RoomId, first: Seq, bytes: Bytes) {
+        let behind = |item: &Item<F>| match &item.sort {
+            _ if item.begun => false,
+            Sort::Frame(frame, ..) => {
+                let content = frame.content();
+                content.room == room && content.last_seq >= first
+            }
+            Sort::State(of, State::Whole(seq)) => *of == room && *seq >= first,
+            Sort::State(..) | Sort::Fixed | Sort::Notice(..) => false,
+        };
+        let at = self.items.iter().position(behind).unwrap_or(self.items.len());
         self.bytes += bytes.len();
-        let begun = usize::from(self.items.front().is_some_and(|item| item.begun));
-        self.items.insert(begun, Item { sort: Sort::Notice(room), bytes, begun: false });
+        self.items.insert(at, Item { sort: Sort::Notice(room, first), bytes, begun: false });
     }
 
     fn push(&mut self, sort: Sort<F>, bytes: Bytes, begun: bool) {
@@ -155,7 +165,7 @@ impl<F: Frame> Backlog<F> {
                         self.waiting_frames -= 1;
                         self.waiting_bytes -= front.bytes.len();
                     }
-                    Sort::Notice(room) => passed(Passed::Notice(room)),
+                    Sort::Notice(room, first) => passed(Passed::Notice(room, *first)),
                     Sort::Fixed | Sort::State(..) => {}
                 }
             }
@@ -204,7 +214,7 @@ impl<F: Frame> Backlog<F> {
             match item.sort {
                 Sort::Frame(frame, cut, _) => taken.push(Taken::Frame(frame, cut)),
                 Sort::State(room, state) => taken.push(Taken::State(room, state)),
-                Sort::Fixed | Sort::Notice(_) => {}
+                Sort::Fixed | Sort::Notice(..) => {}
             }
         }
         (self.waiting_frames, self.waiting_bytes) = (0, 0);
@@ -213,13 +223,13 @@ impl<F: Frame> Backlog<F> {
 
     /// Takes away notices that have not begun.
     pub(super) fn remove_notices(&mut self) {
-        self.remove(|sort| matches!(sort, Sort::Notice(_)));
+        self.remove(|sort| matches!(sort, Sort::Notice(..)));
     }
 
     /// Takes away what was meant to help the viewer of a room, but for frames.
     pub(super) fn forget(&mut self, room: &RoomId) {
         self.remove(|sort| match sort {
-            Sort::Notice(of) | Sort::State(of, _) => of == room,
+            Sort::Notice(of, _) | Sort::State(of, _) => of == room,
             Sort::Frame(..) | Sort::Fixed => false,
         });
     }

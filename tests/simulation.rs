@@ -15,7 +15,7 @@
 //! `client` reads the bytes and judges what it was told.
 //!
 //! A failure of a run names its seed; `TIDEGATE_SEED=n cargo test --test simulation` runs
-//! that one alone.
+//! that one alone, and `TIDEGATE_SEEDS=n` so many fresh ones.
 
 #[path = "simulation/client.rs"]
 mod client;
@@ -37,7 +37,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Seeds that every run repeats.
 const FIXED: std::ops::Range<u64> = 1..6;
-/// Seeds that no run repeats.
+/// Seeds that no run repeats, unless told how many.
 const FRESH: u64 = 2;
 
 #[test]
@@ -88,6 +88,8 @@ fn seeds() -> Vec<u64> {
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
     let first = now.as_nanos() as u64 >> 10;
-    println!("fresh seeds: {first} and {}", first + FRESH - 1);
-    FIXED.chain(first..first + FRESH).collect()
+    let fresh = std::env::var("TIDEGATE_SEEDS")
+        .map_or(FRESH, |seeds| seeds.parse().expect("TIDEGATE_SEEDS is a number"));
+    println!("fresh seeds: {first} to {}", first + fresh - 1);
+    FIXED.chain(first..first + fresh).collect()
 }

@@ -219,7 +219,9 @@ impl<F: Frame> Delivery<F> {
             return;
         }
         self.backlog.remove_notices();
-        for account in &self.accounts.0 {
+        // A room that is skipped is not told of in pieces, but before its state.
+        let told = self.accounts.0.iter().filter(|a| !matches!(a.need, Need::Rebase(_)));
+        for account in told {
             for (first, last, dropped) in account.gaps() {
                 let notice = voice.gap(&account.room, first, last, dropped);
                 self.backlog.push_notice(account.room.clone(), first, notice);

@@ -38,6 +38,9 @@ const VIEWERS: usize = 6;
 const LENGTH: Duration = Duration::from_secs(12);
 /// A reader takes what it takes this often.
 const READ_EVERY: Duration = Duration::from_millis(10);
+/// In which a reader in a hurry has caught up with everything it is owed, through
+/// the smallest socket, piece by piece.
+const CATCH_UP: Duration = Duration::from_secs(10);
 /// Bytes that a reader in a hurry takes each time.
 const HURRY: usize = 100_000;
 const COMPRESSION: Compression = Compression { min_bytes: usize::MAX, level: 1 };
@@ -160,7 +163,7 @@ struct World {
 /// One run: the same seed gives the same run, to the last count.
 pub(crate) fn run(seed: u64) -> Seen {
     let mut world = World::new(seed);
-    let quiet = world.until + world.ladder.recover * 5 + Duration::from_secs(3);
+    let quiet = world.until + world.ladder.recover * 5 + CATCH_UP;
     while let Some(Reverse((now, _, step))) = world.queue.pop() {
         if now > quiet {
             break;

@@ -14,7 +14,7 @@ use clap::Parser;
 use tidegate::clock::Clock;
 use tidegate::config::Config;
 use tidegate::engine::confirm;
-use tidegate::engine::delivery::Limits;
+use tidegate::engine::delivery::{Bounds, LadderSettings};
 use tidegate::engine::ids::ShardId;
 use tidegate::engine::level::LevelKey;
 use tidegate::ingress::stats::EdgeStats;
@@ -91,8 +91,11 @@ fn settings() -> ShardSettings {
             },
             seed: 0,
         },
-        backlog: Limits { frames: 10_000, bytes: 256 << 20 },
-        backlog_timeout: DAY,
+        ladder: LadderSettings {
+            bounds: [Bounds { frames: 10_000, bytes: 256 << 20, age: DAY }; 4],
+            drain: DAY,
+            ..config.ladder_settings()
+        },
         slice: Duration::from_millis(2),
         max_rooms_per_connection: 1,
         messages_per_second: u32::MAX,

@@ -10,6 +10,7 @@
 //! [`Config::load`] does it all; `config/tidegate.toml` shows every field.
 
 mod de;
+mod delivery;
 mod durable;
 mod env;
 mod error;
@@ -34,6 +35,7 @@ use crate::engine::settings::RoomSettings;
 use crate::limits::LimitSettings;
 use crate::limits::keyed::Rate;
 
+pub use delivery::Delivery;
 pub use durable::Durable;
 pub use error::{ConfigError, ConfigErrors};
 pub use keys::{KeyMaterial, load as load_keys};
@@ -242,25 +244,6 @@ pub struct Rooms {
     /// Milliseconds without viewers and events after which a room is forgotten.
     /// Default 10 min.
     pub idle_ms: u64 = 600_000,
-}
-}
-
-section! {
-/// `[delivery]`: what happens to a viewer that reads more slowly than its rooms
-/// write.
-pub struct Delivery {
-    /// Frames that wait for one viewer at most; beyond it the viewer skips ahead
-    /// and is told what it lost. Default 64.
-    pub backlog_frames: usize = 64,
-    /// Bytes of them. Frames are shared by all who wait for them, so this bounds
-    /// what a viewer is behind, not memory per viewer. Default 256 KiB.
-    pub backlog_bytes: usize = 262_144,
-    /// Milliseconds without a byte taken after which a viewer with a backlog is
-    /// closed. Default 30 s.
-    pub drain_timeout_ms: u64 = 30_000,
-    /// Microseconds that the fan-out of one room may run before others get their
-    /// turn. Default 2 ms: the delay that a giant room may add to small ones.
-    pub slice_us: u64 = 2_000,
 }
 }
 

@@ -30,7 +30,6 @@ use crate::clock::Clock;
 use crate::config::{Config, ConfigOrigin};
 use crate::demo;
 use crate::engine::confirm;
-use crate::engine::delivery::Limits;
 use crate::engine::ids::ShardId;
 use crate::engine::kind::Kinds;
 use crate::engine::level::LevelKey;
@@ -159,11 +158,7 @@ impl Plan {
                 },
                 seed: self.seed,
             },
-            backlog: Limits {
-                frames: config.delivery.backlog_frames,
-                bytes: config.delivery.backlog_bytes,
-            },
-            backlog_timeout: millis(config.delivery.drain_timeout_ms),
+            ladder: config.ladder_settings(),
             slice: Duration::from_micros(config.delivery.slice_us),
             max_rooms_per_connection: config.websocket.max_rooms_per_connection,
             messages_per_second: config.websocket.messages_per_second,

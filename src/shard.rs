@@ -18,6 +18,7 @@ pub mod intake;
 pub mod journal;
 pub mod peers;
 mod pending;
+pub mod rebase;
 mod receipts;
 pub mod room;
 pub mod stats;
@@ -43,13 +44,14 @@ use self::journal::Journal;
 use self::peers::{
     AdmissionView, Asker, LocalShards, Message, Override, Path as _, Placement as _, Standing,
 };
+use self::rebase::Rebases;
 use self::receipts::{Chase, ack_slot};
-use self::room::{BACKLOGGED, LocalRoom};
+use self::room::LocalRoom;
 use self::stats::ShardStats;
 use self::wheel::Wheel;
 use crate::clock::Clock;
 use crate::engine::confirm;
-use crate::engine::delivery::Limits;
+use crate::engine::delivery::LadderSettings;
 use crate::engine::ids::{RoomId, ShardId};
 use crate::engine::room::Restored;
 use crate::engine::time::Time;
@@ -70,10 +72,8 @@ const PRESSED: Duration = Duration::from_millis(5);
 pub struct ShardSettings {
     /// Of the rooms with their home here.
     pub homes: HomeSettings,
-    /// Of one viewer's backlog.
-    pub backlog: Limits,
-    /// A backlog that does not drain within this ends its viewer.
-    pub backlog_timeout: Duration,
+    /// What becomes of a slow viewer.
+    pub ladder: LadderSettings,
     /// Length of a fan-out slice.
     pub slice: Duration,
     /// Rooms one connection may be in.
@@ -118,6 +118,7 @@ pub struct Shard {
     drain: Option<Drain>,
     held: Line,
     more_joins: bool,
+    rebases: Rebases,
     /// What the other shards know of this one.
     told: Standing,
     draws: u64,
@@ -150,7 +151,7 @@ impl Shard {
         let now = clock.now();
         Self {
             id,
-            viewers: Connections::new(settings.backlog, now),
+            viewers: Connections::new(settings.ladder, now),
             homes: Homes::new(id, settings.homes.clone(), now),
             draws: settings.seed,
             settings,
@@ -167,6 +168,7 @@ impl Shard {
             drain: None,
             held: Line::default(),
             more_joins: false,
+            rebases: Rebases::default(),
             told: Standing::OPEN,
             chase: Chase::new(now),
             stats: ShardStats::default(),
@@ -245,6 +247,8 @@ impl Shard {
             Message::ReadEvents { room, after, limit, reply } => {
                 self.homes.read_events(&room, after, limit, reply, &shared, now);
             }
+            Message::Locate { viewer, ask } => self.homes.locate(viewer, ask, &shared, now),
+            Message::Located(position) => self.located(*position, now),
             Message::Logged(logged) => {
                 self.homes.logged(&logged, path, &mut self.stats, now);
             }
@@ -380,29 +384,10 @@ impl Shard {
             self.finish_connection(key, reason, now);
         }
         while let Some(index) = self.viewers.changed_backlog.pop() {
-            self.mark_backlog(index);
+            self.mark_backlog(index, now);
         }
+        self.attend_slow(now);
         self.report_presence();
-    }
-
-    fn mark_backlog(&mut self, index: u32) {
-        if self.viewers.key_of(index).is_none() {
-            return;
-        }
-        let backlogged = self.viewers.has_backlog(index);
-        for membership in &self.viewers.row(index).memberships {
-            let Some(room) = self.rooms[membership.room as usize].as_mut() else { continue };
-            if let Some(member) = room.members.get_mut(membership.member as usize) {
-                if backlogged {
-                    member.marks |= BACKLOGGED;
-                } else {
-                    member.marks &= !BACKLOGGED;
-                }
-            }
-        }
-        if backlogged && let Some(key) = self.viewers.key_of(index) {
-            self.schedule(key, self.settings.backlog_timeout);
-        }
     }
 
     fn finish_connection(&mut self, key: ViewerKey, reason: CloseReason, now: Time) {
@@ -435,6 +420,8 @@ impl Shard {
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
         room.last_frame = second;
         let id = room.id.clone();
+        self.apply_parked(index, now);
+        let Some(room) = self.rooms[index as usize].as_mut() else { return };
         if room.begin_job(now) {
             self.fanout.enqueue(index);
             self.expect_receipts(index);
@@ -478,12 +465,13 @@ impl Shard {
     }
 
     fn count_gauges(&mut self) {
-        let (frames, bytes) = self.viewers.backlog_totals();
+        let slow = self.viewers.slow_totals();
         let stats = &mut self.stats;
         stats.connections = self.viewers.len() as u64;
-        stats.backlogged = u64::from(self.viewers.backlogged());
-        stats.backlog_frames = frames as u64;
-        stats.backlog_bytes = bytes as u64;
+        stats.backlogged = slow.viewers;
+        stats.backlog_frames = slow.frames;
+        stats.backlog_bytes = slow.bytes;
+        stats.slow_viewers = slow.rungs;
         let rooms = self.rooms.iter().flatten();
         stats.viewers = rooms.map(|room| u64::from(room.viewers())).sum();
         stats.joins_waiting = self.held.len() as u64;

@@ -7,6 +7,7 @@
 
 mod delivery;
 mod overload;
+mod slow;
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -228,12 +229,7 @@ fn fanout(text: &mut Text, total: &ShardStats) {
 }
 
 fn viewers(text: &mut Text, total: &ShardStats) {
-    text.lanes(
-        "tidegate_viewer_dropped_events_total",
-        "Content taken from the backlogs of slow viewers.",
-        &total.viewer_dropped,
-    );
-    text.counter("tidegate_viewer_gaps_total", "Gap notices sent to slow viewers.", total.gaps);
+    slow::slow(text, total);
     text.counter(
         "tidegate_viewer_overruns_total",
         "Viewers given up as too slow; they were told to reconnect.",
@@ -357,7 +353,7 @@ fn load(counter: &AtomicU64) -> u64 {
 
 fn absorb(total: &mut ShardStats, shard: &ShardStats) {
     total.rooms.absorb(&shard.rooms);
-    let numbers: [(&mut u64, u64); 15] = [
+    let numbers: [(&mut u64, u64); 13] = [
         (&mut total.open_rooms, shard.open_rooms),
         (&mut total.room_bytes, shard.room_bytes),
         (&mut total.connections, shard.connections),
@@ -369,15 +365,14 @@ fn absorb(total: &mut ShardStats, shard: &ShardStats) {
         (&mut total.socket_writes, shard.socket_writes),
         (&mut total.socket_bytes, shard.socket_bytes),
         (&mut total.late_frames, shard.late_frames),
-        (&mut total.gaps, shard.gaps),
         (&mut total.slow_overruns, shard.slow_overruns),
         (&mut total.busy_micros, shard.busy_micros),
-        (&mut total.viewer_dropped[0], shard.viewer_dropped[0]),
     ];
     for (into, from) in numbers {
         *into += from;
     }
-    add(&mut total.viewer_dropped[1..], &shard.viewer_dropped[1..]);
+    total.delivery.absorb(&shard.delivery);
+    add(&mut total.slow_viewers, &shard.slow_viewers);
     add(&mut total.frame_bytes, &shard.frame_bytes);
     add(&mut total.closes, &shard.closes);
     add(&mut total.messages, &shard.messages);

@@ -13,7 +13,9 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::connection::ViewerKey;
+use super::rebase::Located;
 use super::stats::ShardStats;
+use crate::engine::delivery::Ask;
 use crate::engine::event::{Event, Numbered};
 use crate::engine::ids::{Epoch, ImportantNo, RoomId, Seq, ShardId};
 use crate::engine::ladder::Rung;
@@ -105,6 +107,15 @@ pub enum Message {
         /// Who asks.
         viewer: Asker,
     },
+    /// To the home: where does the room stand, for a slow viewer?
+    Locate {
+        /// Who asks.
+        viewer: Asker,
+        /// What.
+        ask: Ask,
+    },
+    /// To a slow viewer's shard: there.
+    Located(Box<Located>),
     /// To the home: where does the room stand? Nobody there: `None`.
     ReadRoom {
         /// Which room.
@@ -289,6 +300,15 @@ pub enum Wanted {
         events: usize,
         /// Who.
         reply: oneshot::Sender<Option<Events>>,
+    },
+    /// A slow viewer skips ahead.
+    Locate {
+        /// Who.
+        viewer: Asker,
+        /// What it asked for.
+        ask: Ask,
+        /// From where.
+        after: ImportantNo,
     },
     /// Viewers come back.
     Resume {

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use super::arrival::ArrivalStats;
 use crate::engine::admission::AdmissionStats;
+use crate::engine::delivery::Rung as SlowRung;
+use crate::engine::delivery::stats::DeliveryStats;
 use crate::engine::ladder::Rung;
 use crate::engine::priority::AdmissionLevel;
 use crate::engine::stats::RoomStats;
@@ -109,6 +111,8 @@ pub struct ShardStats {
     pub viewers: u64,
     /// Viewers with a backlog.
     pub backlogged: u64,
+    /// Viewers on each rung of the ladder for slow ones but the first.
+    pub slow_viewers: [u64; SlowRung::COUNT],
     /// Frames and messages waiting in backlogs.
     pub backlog_frames: u64,
     /// Bytes waiting in backlogs.
@@ -129,10 +133,8 @@ pub struct ShardStats {
     pub slice: Histogram,
     /// From a frame's arrival on this shard to its last viewer.
     pub frame_fanout: Histogram,
-    /// Content taken from slow viewers, by lane.
-    pub viewer_dropped: [u64; 3],
-    /// Gap notices.
-    pub gaps: u64,
+    /// What slow viewers were not sent, and what was done for them.
+    pub delivery: DeliveryStats,
     /// Viewers given up as too slow.
     pub slow_overruns: u64,
     /// Closed connections by [`CloseReason`].
@@ -201,6 +203,7 @@ impl Default for ShardStats {
             connections: 0,
             viewers: 0,
             backlogged: 0,
+            slow_viewers: [0; SlowRung::COUNT],
             backlog_frames: 0,
             backlog_bytes: 0,
             frame_bytes: [0; Format::COUNT],
@@ -211,8 +214,7 @@ impl Default for ShardStats {
             message_age: Histogram::new(AGE_BOUNDS),
             slice: Histogram::new(WORK_BOUNDS),
             frame_fanout: Histogram::new(AGE_BOUNDS),
-            viewer_dropped: [0; 3],
-            gaps: 0,
+            delivery: DeliveryStats::default(),
             slow_overruns: 0,
             closes: [0; CloseReason::ALL.len()],
             messages: [0; ClientMessage::NAMES.len()],

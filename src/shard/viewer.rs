@@ -247,13 +247,8 @@ impl Shard {
         if !row.is_open() {
             return self.viewers.release(key); // It has lingered long enough.
         }
-        if let Some(progress) = self.viewers.backlog_progress(key.index) {
-            let stuck = now.since(progress);
-            if stuck >= self.settings.backlog_timeout {
-                self.stats.slow_overruns += 1;
-                return self.viewers.end(key, CloseReason::Slow);
-            }
-            self.schedule(key, self.settings.backlog_timeout - stuck);
+        if !self.check_slow(key, now) {
+            return;
         }
         self.check_silence(key, now);
     }
@@ -362,7 +357,9 @@ impl Shard {
 
     fn leave_room(&mut self, key: ViewerKey, membership: Membership, excused: bool) {
         let index = membership.room;
+        let now = self.clock.now();
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
+        self.viewers.forget_room(key, &room.id, &mut self.stats, now);
         if membership.member == WAITING {
             room.waiting.retain(|waiting| waiting.key != key);
         } else {

@@ -186,6 +186,9 @@ pub fn joined(out: &mut Vec<u8>, snapshot: &Snapshot, recovery: Recovery) {
     let mut object = Object::new(outer.name("joined"));
     snapshot_fields(&mut object, snapshot);
     object.boolean("recovered", recovery.recovered);
+    if recovery.rebased {
+        object.boolean("rebased", true);
+    }
     if let Some((from, to)) = recovery.missed {
         Object::new(object.name("missed")).number("from", from.0).number("to", to.0).end();
     }

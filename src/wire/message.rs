@@ -71,6 +71,9 @@ impl ClientMessage {
 pub struct Recovery {
     /// All that it missed follows.
     pub recovered: bool,
+    /// It was in the room already and was sent less than others: this replaces
+    /// what it holds.
+    pub rebased: bool,
     /// Important events that it missed and that do not follow, first and last.
     pub missed: Option<(ImportantNo, ImportantNo)>,
 }

@@ -82,6 +82,7 @@ pub fn joined(snapshot: &Snapshot, recovery: Recovery) -> Vec<u8> {
         missed: recovery.missed.map(|(from, to)| v1::Missed { from: from.0, to: to.0 }),
         state: snapshot.state.iter().map(|e| event(e)).collect(),
         totals: snapshot.totals.iter().map(total).collect(),
+        rebased: recovery.rebased,
     }))
 }
 

@@ -10,12 +10,11 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 
 use super::deflate::Deflater;
-use super::message::Recovery;
+use super::message::{Gap, Recovery, ServerMessage};
 use super::{Format, frame, json, proto};
-use crate::engine::delivery::{self, Cut};
-use crate::engine::drops::Drops;
+use crate::engine::delivery::{self, Cut, owed};
 use crate::engine::event::{DroppedKind, Frame, Snapshot};
-use crate::engine::kind::Lane;
+use crate::engine::ids::{RoomId, Seq};
 use crate::engine::time::Time;
 
 /// When messages are compressed for viewers that negotiated it.
@@ -77,7 +76,7 @@ impl SharedFrame {
             let thin;
             let frame = match cut {
                 Cut::Full => &self.frame,
-                Cut::NoSampled | Cut::ImportantOnly => {
+                _ => {
                     let Some(cut) = thinned(&self.frame, cut) else { return Bytes::new() };
                     thin = cut;
                     &thin
@@ -94,21 +93,6 @@ impl SharedFrame {
         })
     }
 
-    /// What someone loses who gets it cut `to` instead of cut `from`, as
-    /// counts by kind. A total counts as one.
-    #[must_use]
-    pub fn loss(&self, from: Cut, to: Cut) -> Vec<DroppedKind> {
-        let mut lost = Drops::default();
-        let events = self.frame.events.iter().map(|e| &e.event.kind);
-        let totals = self.frame.totals.iter().map(|t| &t.kind);
-        for kind in events.chain(totals) {
-            if keeps(from, kind.lane) && !keeps(to, kind.lane) {
-                lost.add(kind, 1);
-            }
-        }
-        lost.take()
-    }
-
     /// Accepted events someone gets with a cut: with everything, those merged
     /// into it too.
     #[must_use]
@@ -116,8 +100,8 @@ impl SharedFrame {
         if cut == Cut::Full {
             return self.frame.represents;
         }
-        let events = self.frame.events.iter().filter(|e| keeps(cut, e.event.kind.lane)).count();
-        let totals = self.frame.totals.iter().filter(|t| keeps(cut, t.kind.lane)).count();
+        let events = self.frame.events.iter().filter(|e| cut.keeps(e.event.kind.lane)).count();
+        let totals = if cut.keeps_totals() { self.frame.totals.len() } else { 0 };
         (events + totals) as u64
     }
 
@@ -128,27 +112,21 @@ impl SharedFrame {
     }
 }
 
-fn keeps(cut: Cut, lane: Lane) -> bool {
-    match cut {
-        Cut::Full => true,
-        Cut::NoSampled => lane != Lane::Sampled,
-        Cut::ImportantOnly => lane == Lane::Important,
-    }
-}
-
 /// The frame without what the cut takes; `None` when that leaves nothing.
 fn thinned(frame: &Frame, cut: Cut) -> Option<Frame> {
+    let important_only = cut == Cut::ImportantOnly;
+    let keeps_totals = cut.keeps_totals();
     let thin = Frame {
-        events: frame.events.iter().filter(|e| keeps(cut, e.event.kind.lane)).cloned().collect(),
-        totals: frame.totals.iter().filter(|t| keeps(cut, t.kind.lane)).cloned().collect(),
-        dropped: if cut == Cut::ImportantOnly { Vec::new() } else { frame.dropped.clone() },
-        online: None,
+        events: frame.events.iter().filter(|e| cut.keeps(e.event.kind.lane)).cloned().collect(),
+        totals: if keeps_totals { frame.totals.clone() } else { Vec::new() },
+        dropped: if important_only { Vec::new() } else { frame.dropped.clone() },
+        online: frame.online.filter(|_| keeps_totals),
         ..frame.clone()
     };
     let sequenced = frame.first_seq <= frame.last_seq;
-    let empty = thin.events.is_empty() && thin.totals.is_empty();
+    let empty = thin.events.is_empty() && thin.totals.is_empty() && thin.online.is_none();
     // Without ordered content the gap notice accounts for the numbers.
-    (!empty || (cut == Cut::NoSampled && sequenced)).then_some(thin)
+    (!empty || (!important_only && sequenced)).then_some(thin)
 }
 
 /// A frame in one viewer's format, as its backlog holds it.
@@ -161,6 +139,10 @@ pub struct ViewerFrame {
 }
 
 impl delivery::Frame for ViewerFrame {
+    fn content(&self) -> &Frame {
+        &self.frame.frame
+    }
+
     fn bytes(&self, cut: Cut) -> Bytes {
         self.frame.bytes(self.format, cut).clone()
     }
@@ -173,13 +155,22 @@ pub struct SharedSnapshot {
     recovery: Recovery,
     compression: Compression,
     joined: [OnceLock<Bytes>; Format::COUNT],
+    rebased: [OnceLock<Bytes>; Format::COUNT],
+    totals: [OnceLock<Bytes>; Format::COUNT],
 }
 
 impl SharedSnapshot {
     /// Nothing is encoded yet.
     #[must_use]
     pub fn new(snapshot: Snapshot, recovery: Recovery, compression: Compression) -> Self {
-        Self { snapshot, recovery, compression, joined: Default::default() }
+        Self {
+            snapshot,
+            recovery,
+            compression,
+            joined: Default::default(),
+            rebased: Default::default(),
+            totals: Default::default(),
+        }
     }
 
     /// Where the room stands.
@@ -197,25 +188,68 @@ impl SharedSnapshot {
     /// The `joined` message for a socket.
     #[must_use]
     pub fn joined(&self, format: Format) -> &Bytes {
-        self.joined[format.index()].get_or_init(|| {
-            // Whoever reads this is in the room, though not yet counted.
-            let online = self.snapshot.online.max(1);
-            let snapshot = Snapshot { online, ..self.snapshot.clone() };
-            let payload = if format.is_json() {
-                let mut out = Vec::with_capacity(512);
-                json::joined(&mut out, &snapshot, self.recovery);
-                out
-            } else {
-                proto::joined(&snapshot, self.recovery)
-            };
-            encode(format, self.compression, &payload)
+        self.joined[format.index()].get_or_init(|| self.state(format, self.recovery))
+    }
+
+    /// The `joined` message of a viewer that was sent less than others, to go on
+    /// from.
+    #[must_use]
+    pub fn rebased(&self, format: Format) -> &Bytes {
+        self.rebased[format.index()].get_or_init(|| self.state(format, Recovery { rebased: true, ..Recovery::default() }))
+    }
+
+    /// A frame without numbers that tells a slow viewer the newest totals. `now`:
+    /// its time, unless another viewer needed it before.
+    #[must_use]
+    pub fn totals(&self, format: Format, now: Time) -> &Bytes {
+        self.totals[format.index()].get_or_init(|| {
+            let frame = SharedFrame::new(owed::totals(&self.snapshot, now), self.compression);
+            frame.bytes(format, Cut::Full).clone()
         })
+    }
+
+    /// How its messages are compressed.
+    #[must_use]
+    pub fn compression(&self) -> Compression {
+        self.compression
+    }
+
+    fn state(&self, format: Format, recovery: Recovery) -> Bytes {
+        // Whoever reads this is in the room, though perhaps not yet counted.
+        let online = self.snapshot.online.max(1);
+        let snapshot = Snapshot { online, ..self.snapshot.clone() };
+        let payload = if format.is_json() {
+            let mut out = Vec::with_capacity(512);
+            json::joined(&mut out, &snapshot, recovery);
+            out
+        } else {
+            proto::joined(&snapshot, recovery)
+        };
+        encode(format, self.compression, &payload)
+    }
+}
+
+impl delivery::Voice for Format {
+    fn gap(&self, room: &RoomId, first: Seq, last: Seq, dropped: &[DroppedKind]) -> Bytes {
+        let gap = Gap { room: room.as_str(), first_seq: first, last_seq: last, dropped };
+        message(*self, &ServerMessage::Gap(gap))
+    }
+
+    fn gone(&self, room: &RoomId) -> Bytes {
+        let error = ServerMessage::Error {
+            code: "history_gone",
+            reason: "some of the important events that you were owed are no longer held",
+            temporary: false,
+            room: Some(room.as_str()),
+            retry_after_ms: None,
+        };
+        message(*self, &error)
     }
 }
 
 /// A message to one viewer, never compressed: it is short.
 #[must_use]
-pub fn message(format: Format, message: &super::message::ServerMessage<'_>) -> Bytes {
+pub fn message(format: Format, message: &ServerMessage<'_>) -> Bytes {
     if format.is_json() {
         let mut out = Vec::with_capacity(128);
         json::server_message(&mut out, message);

@@ -38,6 +38,7 @@ pub(super) struct Joined {
     pub(super) important: u64,
     pub(super) online: u64,
     pub(super) recovered: bool,
+    pub(super) rebased: bool,
     pub(super) state: Vec<Event>,
     pub(super) totals: Vec<Total>,
 }

@@ -296,6 +296,18 @@ mod tests {
     }
 
     #[test]
+    fn skipping_ahead_asks_for_nothing_and_misses_nothing_unannounced() {
+        let mut room = joined_at(5, 2);
+        room.receive(&parse(r#"{"gap":{"first_seq":6,"last_seq":9,"dropped":{"chat":3}}}"#));
+        // What is owed comes without numbers, then the state.
+        room.receive(&frame(10, 9, 3, &[3]));
+        let rebased = r#"{"joined":{"epoch":7,"seq":9,"important":3,"rebased":true}}"#;
+        assert_eq!(room.missed(parse(rebased).joined.as_ref().unwrap()), None);
+        assert!(room.receive(&parse(rebased)).is_empty());
+        assert_eq!(room.missing(frame(10, 11, 3, &[]).frame.as_ref().unwrap()), None);
+    }
+
+    #[test]
     fn a_new_numbering_starts_over() {
         let mut room = joined_at(5, 2);
         room.receive(&parse(r#"{"joined":{"epoch":8,"seq":1,"important":0}}"#));

@@ -785,7 +785,7 @@ function showFrame(frame) {
     if (total.kind === "like") {
       likes.set(total.sum);
       likes.add(total.delta);
-    } else if (total.kind === "gift") combos.set(`${total.user ?? ""}\n${total.key}`, total.sum);
+    } else if (total.kind === "gift" && total.delta !== 0) combos.set(`${total.user ?? ""}\n${total.key}`, total.sum);
   }
   for (const [combo, sum] of combos) {
     const cut = combo.indexOf("\n");
@@ -836,7 +836,8 @@ function showStream(event) {
 
 function showJoined(body) {
   const resumed = body.recovered === true && connection.resume?.epoch === body.epoch;
-  if (meter.seq !== null && !resumed) chat.add([chat.note("Back in the room; what came between is not shown.")]);
+  if (body.rebased) chat.add([chat.note("This viewer was sent less for a while; from here on it is up to date.", true)]);
+  else if (meter.seq !== null && !resumed) chat.add([chat.note("Back in the room; what came between is not shown.")]);
   meter.seq = resumed ? connection.resume.seq : body.seq;
   meter.important = body.important;
   const epoch = String(body.epoch);

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{HomeRoom, Homes, MAX_PULL, SNAPSHOT_AGE};
-use crate::engine::delivery::Cut;
+use crate::engine::delivery::{Ask, Cut};
 use crate::engine::event::{Frame, Numbered};
 use crate::engine::ids::{ImportantNo, RoomId, Seq, ShardId};
-use crate::engine::room::Position;
+use crate::engine::room::{Position, Replay};
 use crate::engine::time::Time;
 use crate::log::{Read, ReadAnswer};
 use crate::shard::peers::{After, Asker, Events, LogRead, Message, Path, Wanted};
+use crate::shard::rebase::Located;
 use crate::shard::stats::{PULL_RESULTS, count};
 use crate::wire::message::ServerMessage;
 use crate::wire::shared::{SharedFrame, SharedSnapshot, message};
@@ -122,6 +123,42 @@ impl Homes {
         }
     }
 
+    /// Tells a slow viewer's shard where a room stands.
+    pub fn locate(&mut self, viewer: Asker, ask: Ask, path: &Arc<dyn Path>, now: Time) {
+        let Some(home) = self.rooms.get(&ask.room) else { return };
+        let after = ask.from.map(|from| ImportantNo(from.0.saturating_sub(1)));
+        let limit = MAX_PULL as usize;
+        let owed = after.map(|after| home.room.history_after_important(after, limit));
+        if let (Some(after), Some(owed)) = (after, &owed)
+            && !owed.complete
+            && self.read_log(
+                &ask.room,
+                after,
+                limit,
+                Wanted::Locate { viewer, ask: ask.clone(), after },
+                path,
+            )
+        {
+            return;
+        }
+        self.located(viewer, ask, owed, path.as_ref(), now);
+    }
+
+    fn located(
+        &mut self,
+        viewer: Asker,
+        ask: Ask,
+        owed: Option<Replay>,
+        path: &dyn Path,
+        now: Time,
+    ) {
+        let compression = self.settings.compression;
+        let Some(home) = self.rooms.get_mut(&ask.room) else { return };
+        let snapshot = home.snapshot(compression, now);
+        let located = Located { viewer: viewer.viewer, ask, snapshot, owed };
+        path.send(viewer.shard, Message::Located(Box::new(located)));
+    }
+
     /// Where a room stands, if anything is known of it.
     pub fn read_room(&mut self, id: &RoomId, now: Time) -> Option<Arc<SharedSnapshot>> {
         let compression = self.settings.compression;
@@ -209,6 +246,15 @@ impl Homes {
                     home.events(events, complete, more)
                 });
                 let _ = reply.send(events);
+            }
+            Wanted::Locate { viewer, ask, after } => {
+                let Some(home) = self.rooms.get(&id) else { return };
+                let complete = answer.complete;
+                let events = home.joined_up(after, answer, MAX_PULL as usize);
+                let last = events.last().and_then(|event| event.important).unwrap_or(after);
+                let more = last < home.room.sent_important();
+                let owed = Some(Replay { events, complete, more });
+                self.located(viewer, ask, owed, path, now);
             }
             Wanted::Resume { shard, from } => self.resume_read(&id, shard, from, answer, path, now),
         }

@@ -195,7 +195,8 @@ impl SharedSnapshot {
     /// from.
     #[must_use]
     pub fn rebased(&self, format: Format) -> &Bytes {
-        self.rebased[format.index()].get_or_init(|| self.state(format, Recovery { rebased: true, ..Recovery::default() }))
+        self.rebased[format.index()]
+            .get_or_init(|| self.state(format, Recovery { rebased: true, ..Recovery::default() }))
     }
 
     /// A frame without numbers that tells a slow viewer the newest totals. `now`:

@@ -25,8 +25,8 @@ use tidegate::engine::time::Time;
 use tidegate::shard::connection::ViewerKey;
 use tidegate::shard::rebase::{Located, Rebases};
 use tidegate::shard::stats::ShardStats;
-use tidegate::wire::message::Recovery;
 use tidegate::wire::Format;
+use tidegate::wire::message::Recovery;
 use tidegate::wire::shared::{Compression, SharedFrame, SharedSnapshot, ViewerFrame};
 
 use super::client::Client;
@@ -304,7 +304,11 @@ impl World {
                     .map(|from| place.room.history_after_important(ImportantNo(from.0 - 1), 20));
                 let room = &mut place.room;
                 let snapshot = place.snapshot.get_or_insert_with(|| {
-                    Arc::new(SharedSnapshot::new(room.snapshot(now), Recovery::default(), COMPRESSION))
+                    Arc::new(SharedSnapshot::new(
+                        room.snapshot(now),
+                        Recovery::default(),
+                        COMPRESSION,
+                    ))
                 });
                 let snapshot = Arc::clone(snapshot);
                 let position = Located { viewer, ask, snapshot, owed };

@@ -25,6 +25,7 @@ pub mod caller;
 pub mod confirm;
 mod dedupe;
 pub mod delivery;
+pub mod digest;
 pub mod draft;
 pub mod drops;
 pub mod history;

@@ -221,6 +221,7 @@ impl Shard {
             Message::ReadEvents { room, after, limit, reply } => {
                 self.homes.read_events(&room, after, limit, reply, &shared, now);
             }
+            Message::Reconcile(reconcile) => self.homes.reconcile(reconcile, &shared, now),
             Message::Locate { viewer, ask } => self.homes.locate(viewer, ask, &shared, now),
             Message::Located(position) => self.located(*position, now),
             Message::Logged(logged) => {

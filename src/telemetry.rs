@@ -379,6 +379,7 @@ fn absorb(total: &mut ShardStats, shard: &ShardStats) {
     add(&mut total.joins, &shard.joins);
     add(&mut total.resumes, &shard.resumes);
     add(&mut total.pulls, &shard.pulls);
+    add(&mut total.digests, &shard.digests);
     total.confirmed += shard.confirmed;
     total.carried_along += shard.carried_along;
     total.missed += shard.missed;

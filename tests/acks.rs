@@ -5,6 +5,8 @@ mod harness;
 
 use harness::{Server, Viewer};
 use serde_json::{Value, json};
+use tidegate::engine::digest::Digest;
+use tidegate::engine::ids::ImportantNo;
 
 /// Chases twice as fast as by default, so that the test takes seconds.
 const FAST: &str = "[rooms]\ncarry_after_ms = 300\ncarries = 2\n";
@@ -105,6 +107,37 @@ fn arrival_is_reported_by_kind_and_horizon() {
     server.wait_metric(&of("due"), 4.0);
     assert_eq!(server.metric(&of("confirmed")), 3.0);
     assert_eq!(server.metric(&of("deviation")), 0.0, "everybody was asked");
+}
+
+#[test]
+fn a_digest_is_compared_and_a_mismatch_starts_a_pull() {
+    let server = Server::start("[rooms]\nhistory_important = 1\n");
+    let mut viewer = viewer(&server, "u");
+    for id in ["a", "b", "c"] {
+        publish(&server, id);
+        frame_with(&mut viewer, id);
+    }
+    let digest = |ids: &[(u64, &str)]| {
+        let mut digest = Digest::default();
+        ids.iter().for_each(|(no, id)| digest.add(ImportantNo(*no), id));
+        digest
+    };
+    let mut say = |from: u64, to: u64, Digest { count, xor }: Digest| {
+        let said = json!({"room": "r", "from": from, "to": to, "count": count, "xor": xor});
+        viewer.send(&json!({"digest": said}));
+    };
+    say(1, 3, digest(&[(1, "a"), (2, "b"), (3, "c")]));
+    server.wait_metric("tidegate_digests_total{result=\"match\"}", 1.0);
+    say(1, 9, digest(&[(1, "a")]));
+    server.wait_metric("tidegate_digests_total{result=\"unknown\"}", 1.0);
+    say(2, 3, digest(&[(2, "b"), (3, "x")]));
+    server.wait_metric("tidegate_digests_total{result=\"mismatch\"}", 1.0);
+    // Ranges that make no sense are no digests.
+    say(0, 3, digest(&[]));
+    say(3, 2, digest(&[]));
+    say(1, u64::MAX, digest(&[]));
+    let missed = viewer.expect("missed");
+    assert_eq!((&missed["from"], &missed["to"]), (&json!(2), &json!(3)));
 }
 
 #[test]

@@ -267,6 +267,10 @@ impl Watch {
 
     /// Says goodbye, without waiting long for it.
     async fn leave(&mut self) {
+        if let Some(digest) = self.room.farewell() {
+            // Nobody waits for what comes of it.
+            drop(self.send(digest).await);
+        }
         if let Some(mut socket) = self.socket.take() {
             // Whether or not it is heard, we are leaving.
             drop(timeout(Duration::from_millis(500), socket.close(None)).await);

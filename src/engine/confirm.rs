@@ -38,11 +38,13 @@ pub struct Asked {
     pub one_in: u32,
     /// Each after a random delay below this, in milliseconds.
     pub within_ms: u32,
+    /// With it they send a digest of what they received from this number on.
+    pub digest_from: Option<ImportantNo>,
 }
 
 impl Asked {
     /// Everybody, at once.
-    pub const ALL: Asked = Asked { one_in: 1, within_ms: 0 };
+    pub const ALL: Asked = Asked { one_in: 1, within_ms: 0, digest_from: None };
 
     /// Whether it concerns a viewer.
     #[must_use]
@@ -393,7 +395,7 @@ impl Budget {
         self.left -= f64::from(answers);
         let spread = Duration::from_secs_f64(f64::from(answers) / self.per_second.max(1.0));
         let within = if answers < AT_ONCE { Duration::ZERO } else { spread.min(LONGEST) };
-        Some(Asked { one_in, within_ms: within.as_millis() as u32 })
+        Some(Asked { one_in, within_ms: within.as_millis() as u32, digest_from: None })
     }
 }
 
@@ -490,7 +492,7 @@ mod tests {
     #[test]
     fn a_sample_stands_for_all_and_says_how_sure_it_is() {
         let mut room = room(1_000);
-        let asked = Asked { one_in: 4, within_ms: 100 };
+        let asked = Asked { one_in: 4, within_ms: 100, digest_from: None };
         room.sent(&frame(1, asked), 1_000, START);
         let (mut answered, mut silent) = (0, 0);
         for i in 0..1_000 {

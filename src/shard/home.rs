@@ -7,6 +7,7 @@
 
 mod durable;
 mod read;
+mod reconcile;
 mod resume;
 
 use std::cmp::Reverse;
@@ -110,6 +111,7 @@ pub struct Homes {
     durable: Option<durable::Durable>,
     acks: Budget,
     pulls: read::Pulls,
+    digests: reconcile::Digests,
 }
 
 impl Homes {
@@ -131,6 +133,7 @@ impl Homes {
             durable: None,
             acks: Budget::new(acks_per_second, now),
             pulls: read::Pulls::new(pulls_per_second, now),
+            digests: reconcile::Digests::new(now),
         }
     }
 
@@ -277,6 +280,7 @@ impl Homes {
         stats.open_rooms = self.rooms.len() as u64;
         self.intake.count(stats);
         stats.pulls = self.pulls.results;
+        stats.digests = self.digests.results;
         stats.room_bytes = 0;
         for home in self.rooms.values() {
             stats.rooms.absorb(home.room.stats());
@@ -346,7 +350,10 @@ impl Homes {
             let Some(frame) = frame else { break };
             let mut frame = frame;
             if frame.events.iter().any(|event| event.important.is_some()) {
-                frame.ack = self.acks.ask(home.room.online(), now);
+                frame.ack = self
+                    .acks
+                    .ask(home.room.online(), now)
+                    .map(|asked| reconcile::with_digest(asked, &frame));
             }
             home.broadcast(SharedFrame::new(frame, compression), path, stats);
             if home.awaited > 0 {

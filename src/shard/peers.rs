@@ -16,6 +16,7 @@ use super::connection::ViewerKey;
 use super::rebase::Located;
 use super::stats::ShardStats;
 use crate::engine::delivery::Ask;
+use crate::engine::digest::Digest;
 use crate::engine::event::{Event, Numbered};
 use crate::engine::ids::{Epoch, ImportantNo, RoomId, Seq, ShardId};
 use crate::engine::ladder::Rung;
@@ -107,6 +108,8 @@ pub enum Message {
         /// Who asks.
         viewer: Asker,
     },
+    /// To the home: what a viewer received.
+    Reconcile(Reconcile),
     /// To the home: where does the room stand, for a slow viewer?
     Locate {
         /// Who asks.
@@ -269,6 +272,21 @@ pub struct Events {
     pub more: bool,
 }
 
+/// A viewer's word on what it received.
+#[derive(Debug, Clone)]
+pub struct Reconcile {
+    /// Of which room.
+    pub room: RoomId,
+    /// First number.
+    pub from: ImportantNo,
+    /// Last number.
+    pub to: ImportantNo,
+    /// What it has of them.
+    pub digest: Digest,
+    /// Who.
+    pub viewer: Asker,
+}
+
 /// What the log brought, and for whom.
 #[derive(Debug)]
 pub struct LogRead {
@@ -301,6 +319,8 @@ pub enum Wanted {
         /// Who.
         reply: oneshot::Sender<Option<Events>>,
     },
+    /// A viewer's digest is compared.
+    Digest(Reconcile),
     /// A slow viewer skips ahead.
     Locate {
         /// Who.

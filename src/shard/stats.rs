@@ -85,6 +85,10 @@ pub const RESUME_RESULTS: [&str; 3] = ["recovered", "fresh", "missed"];
 /// log, with less than was asked for, or not yet.
 pub const PULL_RESULTS: [&str; 5] = ["memory", "shared", "log", "gone", "limited"];
 
+/// How a viewer's digest compared with ours: the same, different, or of events
+/// that are no longer held.
+pub const DIGEST_RESULTS: [&str; 3] = ["match", "mismatch", "unknown"];
+
 /// Why a viewer's own publish never reached a room.
 pub const PUBLISH_REFUSALS: [&str; 7] = [
     "not_joined",
@@ -147,6 +151,8 @@ pub struct ShardStats {
     pub resumes: [u64; RESUME_RESULTS.len()],
     /// Pulls by [`PULL_RESULTS`].
     pub pulls: [u64; PULL_RESULTS.len()],
+    /// Digests by [`DIGEST_RESULTS`].
+    pub digests: [u64; DIGEST_RESULTS.len()],
     /// Pairs of viewer and important event that were confirmed.
     pub confirmed: u64,
     /// Frames that carried important events along to viewers that were behind.
@@ -221,6 +227,7 @@ impl Default for ShardStats {
             joins: [0; JOIN_RESULTS.len()],
             resumes: [0; RESUME_RESULTS.len()],
             pulls: [0; PULL_RESULTS.len()],
+            digests: [0; DIGEST_RESULTS.len()],
             confirmed: 0,
             carried_along: 0,
             missed: 0,

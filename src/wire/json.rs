@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::message::{ClientEvent, ClientMessage, Gap, Recovery, ServerMessage};
+use crate::engine::digest::Digest;
 use crate::engine::event::{DroppedKind, Frame, Numbered, Payload, Snapshot, Total};
 use crate::engine::ids::{Epoch, ImportantNo, Seq};
 use crate::engine::priority::Advice;
@@ -171,10 +172,12 @@ pub fn frame(out: &mut Vec<u8>, frame: &Frame) {
         object.number("online", online);
     }
     if let Some(ack) = frame.ack {
-        Object::new(object.name("ack"))
-            .number("one_in", ack.one_in)
-            .number("within_ms", ack.within_ms)
-            .end();
+        let mut asked = Object::new(object.name("ack"));
+        asked.number("one_in", ack.one_in).number("within_ms", ack.within_ms);
+        if let Some(from) = ack.digest_from {
+            asked.number("digest_from", from.0);
+        }
+        asked.end();
     }
     object.end();
     outer.end();
@@ -304,6 +307,13 @@ enum ClientJson<'a> {
         from: u64,
         to: u64,
     },
+    Digest {
+        room: String,
+        from: u64,
+        to: u64,
+        count: u32,
+        xor: u32,
+    },
     Pong {},
 }
 
@@ -356,6 +366,12 @@ pub fn client_message(text: &[u8]) -> Result<ClientMessage, String> {
         ClientJson::Pull { room, from, to } => {
             ClientMessage::Pull { room, from: ImportantNo(from), to: ImportantNo(to) }
         }
+        ClientJson::Digest { room, from, to, count, xor } => ClientMessage::Digest {
+            room,
+            from: ImportantNo(from),
+            to: ImportantNo(to),
+            digest: Digest { count, xor },
+        },
         ClientJson::Pong {} => ClientMessage::Pong,
     })
 }

@@ -67,6 +67,7 @@ pub(super) struct Frame {
 pub(super) struct Asked {
     pub(super) one_in: u32,
     pub(super) within_ms: u64,
+    pub(super) digest_from: Option<u64>,
 }
 
 /// Important events that are to be pulled.
@@ -81,6 +82,7 @@ pub(super) struct Missed {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Event {
+    pub(super) id: String,
     pub(super) kind: String,
     pub(super) user: String,
     pub(super) seq: Option<u64>,

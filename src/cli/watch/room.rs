@@ -5,12 +5,14 @@
 //! important events none may be missing: a frame names the latest, so one look
 //! shows what to pull.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use serde_json::json;
 
 use super::message::{Asked, Event, Frame, Incoming, Joined, Missed};
+use crate::engine::digest;
+use crate::engine::ids::ImportantNo;
 
 /// Important numbers beyond a hole that are remembered while it is filled.
 const MAX_BEYOND: usize = 1_024;
@@ -39,6 +41,10 @@ pub(super) enum Later {
     Ack,
     /// Ask for what is still missing by then, up to this number.
     Pull(u64),
+    /// Ask for these again, although they have come.
+    Again(u64, u64),
+    /// Say what has come of these, up to what has come by then.
+    Digest(u64),
 }
 
 /// Where the client stands in the room.
@@ -51,6 +57,8 @@ pub(super) struct Room {
     seq: u64,
     /// Everything important up to here has come.
     important: u64,
+    /// Hashes of the newest, by number, for a digest.
+    hashes: VecDeque<(u64, u32)>,
     /// Important numbers that came beyond it.
     beyond: BTreeSet<u64>,
     /// Says which samples of acknowledgements we belong to.
@@ -70,6 +78,7 @@ impl Room {
             epoch: None,
             seq: 0,
             important: 0,
+            hashes: VecDeque::new(),
             beyond: BTreeSet::new(),
             slot: 0,
             pulled: (0, 0),
@@ -142,9 +151,11 @@ impl Room {
         if let Some(gap) = &incoming.gap {
             self.seq = self.seq.max(gap.last_seq);
         }
-        if let Some(Missed { to, within_ms, .. }) = incoming.missed {
+        if let Some(Missed { from, to, within_ms }) = incoming.missed {
             self.pulled = (0, 0);
-            steps.push(Step::Later(Duration::from_millis(within_ms), Later::Pull(to)));
+            let known = to <= self.important;
+            let what = if known { Later::Again(from, to) } else { Later::Pull(to) };
+            steps.push(Step::Later(Duration::from_millis(within_ms), what));
         }
         if let Some(frame) = &incoming.frame {
             self.frame(frame, &mut steps);
@@ -169,6 +180,7 @@ impl Room {
         } else {
             self.important = joined.important;
             self.beyond.clear();
+            self.hashes.clear();
         }
     }
 
@@ -178,6 +190,7 @@ impl Room {
             self.seq = frame.first_seq.saturating_sub(1);
             self.important = 0;
             self.beyond.clear();
+            self.hashes.clear();
             self.pulled = (0, 0);
         }
         if frame.first_seq <= frame.last_seq {
@@ -190,6 +203,15 @@ impl Room {
             let first = numbers.first().map_or(self.pulled.1, |first| first - 1);
             self.important = self.important.max(first);
         }
+        let new = frame.events.iter().filter(|event| !self.seen(event));
+        let hashes: Vec<(u64, u32)> = new
+            .filter_map(|event| Some((event.important?, &event.id)))
+            .map(|(number, id)| (number, digest::hash(ImportantNo(number), id)))
+            .collect();
+        self.hashes.extend(hashes);
+        while self.hashes.len() > MAX_BEYOND {
+            self.hashes.pop_front();
+        }
         self.beyond.extend(numbers.into_iter().filter(|no| *no > self.important));
         while self.beyond.remove(&(self.important + 1)) {
             self.important += 1;
@@ -200,8 +222,12 @@ impl Room {
         }
         let answers_pull = self.pulled.1 > 0 && frame.first_seq > frame.last_seq;
         match frame.ack {
-            Some(Asked { one_in, within_ms }) if u32::from(self.slot) < 65_536 / one_in.max(1) => {
-                steps.push(Step::Later(Duration::from_millis(within_ms), Later::Ack));
+            Some(Asked { one_in, within_ms, digest_from })
+                if u32::from(self.slot) < 65_536 / one_in.max(1) =>
+            {
+                let within = Duration::from_millis(within_ms);
+                steps.push(Step::Later(within, Later::Ack));
+                steps.extend(digest_from.map(|from| Step::Later(within, Later::Digest(from))));
             }
             None if answers_pull && self.important > before => {
                 steps.push(Step::Later(Duration::ZERO, Later::Ack));
@@ -220,11 +246,37 @@ impl Room {
                 return self.joined.then(|| ack.to_string());
             }
             Later::Pull(to) => self.pull(to, &mut steps),
+            Later::Digest(from) => return self.digest(from),
+            Later::Again(from, to) => {
+                let pull = json!({"pull": {"room": self.name, "from": from, "to": to}});
+                return self.joined.then(|| pull.to_string());
+            }
         }
         match steps.pop() {
             Some(Step::Send(pull)) if self.joined => Some(pull),
             _ => None,
         }
+    }
+
+    /// What has come without a hole since `from`, but not before we came.
+    fn digest(&self, from: u64) -> Option<String> {
+        let first = self.hashes.iter().map(|(number, _)| *number).min()?.max(from);
+        let range = first..=self.important;
+        let hashes: Vec<u32> = self
+            .hashes
+            .iter()
+            .filter(|(no, _)| range.contains(no))
+            .map(|(_, hash)| *hash)
+            .collect();
+        let xor = hashes.iter().fold(0, |xor, hash| xor ^ hash);
+        let digest = json!({"room": self.name, "from": first, "to": self.important,
+            "count": hashes.len(), "xor": xor});
+        (self.joined && !range.is_empty()).then(|| json!({"digest": digest}).to_string())
+    }
+
+    /// What to say before leaving: of the newest hundred.
+    pub(super) fn farewell(&self) -> Option<String> {
+        self.digest(self.important.saturating_sub(99))
     }
 
     /// Asks for what is missing up to `latest`, once for every state of things.
@@ -287,7 +339,7 @@ mod tests {
         let mut room = joined_at(5, 2);
         assert!(room.receive(&frame(6, 7, 4, &[3, 4])).is_empty(), "nobody asked");
         let mut asking = frame(8, 8, 5, &[5]);
-        let ask = |one_in| Some(Asked { one_in, within_ms: 70 });
+        let ask = |one_in| Some(Asked { one_in, within_ms: 70, digest_from: None });
         asking.frame.as_mut().unwrap().ack = ask(1);
         assert_eq!(room.receive(&asking), [Step::Later(Duration::from_millis(70), Later::Ack)]);
         let ack = r#"{"ack":{"important":5,"room":"r"}}"#;
@@ -295,6 +347,27 @@ mod tests {
         room.slot = 40_000;
         asking.frame.as_mut().unwrap().ack = ask(2);
         assert!(room.receive(&asking).is_empty(), "in the other half");
+    }
+
+    #[test]
+    fn a_digest_covers_what_has_come_here_without_a_hole() {
+        let mut room = joined_at(5, 2);
+        assert_eq!(room.farewell(), None, "nothing came");
+        let event = |no: u64, id: &str| json!({"important": no, "id": id});
+        let frame = json!({"epoch": 7, "first_seq": 6, "last_seq": 9, "important": 6,
+            "ack": {"one_in": 1, "within_ms": 0, "digest_from": 1},
+            "events": [event(3, "a"), event(4, "b"), event(6, "d")]});
+        let steps = room.receive(&parse(&json!({"frame": frame}).to_string()));
+        assert!(steps.contains(&Step::Later(Duration::ZERO, Later::Digest(1))), "{steps:?}");
+        let xor = digest::hash(ImportantNo(3), "a") ^ digest::hash(ImportantNo(4), "b");
+        let said: serde_json::Value =
+            serde_json::from_str(&room.due(Later::Digest(1)).unwrap()).unwrap();
+        let expected = json!({"room": "r", "from": 3, "to": 4, "count": 2, "xor": xor});
+        assert_eq!(said["digest"], expected);
+        let told = parse(r#"{"missed":{"room":"r","from":3,"to":4,"within_ms":0}}"#);
+        let again = Later::Again(3, 4);
+        assert_eq!(room.receive(&told), [Step::Later(Duration::ZERO, again)]);
+        assert!(room.due(again).unwrap().contains("pull"), "though both have come");
     }
 
     #[test]

@@ -545,6 +545,13 @@ $("packet-close").addEventListener("click", () => packet.next());
 
 // ---- what must not be missed ----------------------------------------------------------
 
+/** 32-bit FNV-1a of the UTF-8 bytes. */
+function fnv1a(text) {
+  let hash = 0x811c9dc5;
+  for (const byte of new TextEncoder().encode(text)) hash = Math.imul(hash ^ byte, 0x01000193) >>> 0;
+  return hash;
+}
+
 /**
  * The important events: numbered without a hole, so that one missing is seen at once, and
  * a repetition too. What is missing is pulled, what has come is acknowledged as asked.
@@ -556,6 +563,8 @@ const important = {
   asked: 0,
   /** The server no longer has all that was asked for: what comes next is all there is. */
   gone: false,
+  /** Hashes of the newest, by number, for a digest. */
+  hashes: new Map(),
   ackTimer: 0,
   pullTimer: 0,
 
@@ -571,6 +580,7 @@ const important = {
     }
     this.upTo = body.important;
     this.beyond.clear();
+    this.hashes.clear();
   },
 
   /** The events of a frame that were not here before. */
@@ -583,21 +593,37 @@ const important = {
     const fresh = (frame.events ?? []).filter(
       ({ important: number }) => number == null || (number > this.upTo && !this.beyond.has(number)),
     );
-    for (const { important: number } of fresh) if (number != null) this.beyond.add(number);
+    for (const { important: number, id } of fresh) {
+      if (number == null) continue;
+      this.beyond.add(number);
+      this.hashes.set(number, fnv1a(`${number}:${id}`));
+      if (this.hashes.size > 1_000) this.hashes.delete(this.hashes.keys().next().value);
+    }
     while (this.beyond.delete(this.upTo + 1)) this.upTo += 1;
-    if (frame.ack && this.slot < 65_536 / frame.ack.one_in) this.acknowledge(frame.ack.within_ms, frame.room);
-    else if (this.asked > 0 && frame.first_seq > frame.last_seq) this.acknowledge(0, frame.room);
+    if (frame.ack && this.slot < 65_536 / frame.ack.one_in) this.acknowledge(frame.ack, frame.room);
+    else if (this.asked > 0 && frame.first_seq > frame.last_seq) this.acknowledge({ within_ms: 0 }, frame.room);
     this.pull(frame.important);
     return fresh;
   },
 
   /** At a random moment, and for all that has come by then. */
-  acknowledge(within, room) {
+  acknowledge({ within_ms: within, digest_from: from }, room) {
+    if (from != null) setTimeout(() => this.digest(from, room), Math.random() * within);
     if (this.ackTimer) return;
     this.ackTimer = setTimeout(() => {
       this.ackTimer = 0;
       connection.send("ack", { room, important: this.upTo });
     }, Math.random() * within);
+  },
+
+  /** What came here without a hole since `from`, for the server to compare with its own. */
+  digest(from, room) {
+    if (this.hashes.size === 0) return;
+    const first = Math.max(from, Math.min(...this.hashes.keys()));
+    const mine = [...this.hashes].filter(([number]) => number >= first && number <= this.upTo);
+    if (mine.length === 0) return;
+    const xor = mine.reduce((sum, [, hash]) => (sum ^ hash) >>> 0, 0);
+    connection.send("digest", { room, from: first, to: this.upTo, count: mine.length, xor });
   },
 
   pull(latest) {
@@ -613,10 +639,12 @@ const important = {
     this.pullTimer = setTimeout(() => this.pull(wanted), after);
   },
 
-  missed({ to, within_ms: within }) {
+  missed({ from, to, within_ms: within }) {
     this.asked = 0;
     clearTimeout(this.pullTimer);
-    this.pullTimer = setTimeout(() => this.pull(to), Math.random() * within);
+    // They may have come already, but not the same as were sent.
+    const again = () => connection.send("pull", { room: connection.session.room, from, to });
+    this.pullTimer = setTimeout(to > this.upTo ? () => this.pull(to) : again, Math.random() * within);
   },
 };
 

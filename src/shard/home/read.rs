@@ -247,6 +247,10 @@ impl Homes {
                 });
                 let _ = reply.send(events);
             }
+            Wanted::Digest(reconcile) => {
+                let complete = answer.complete && !answer.more;
+                self.compare(&reconcile, &answer.events, complete, path, now);
+            }
             Wanted::Locate { viewer, ask, after } => {
                 let Some(home) = self.rooms.get(&id) else { return };
                 let complete = answer.complete;

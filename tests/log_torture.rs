@@ -6,6 +6,8 @@
 
 #[path = "log_torture/basics.rs"]
 mod basics;
+#[path = "log_torture/damage.rs"]
+mod damage;
 #[path = "log_torture/disk.rs"]
 mod disk;
 #[path = "log_torture/kit.rs"]

@@ -236,11 +236,13 @@ impl Scan<'_> {
             Record::Removed(segments) => self.removed.extend(segments),
             Record::Numbering(room, stand) => {
                 let lost = self.index.stand(&room, &stand);
-                self.note_lost(&room, stand.epoch, stand.last, lost);
                 let memory = self.memory(&room, stand.epoch);
                 memory.cut(stand.last);
-                if lost > 0 {
+                if lost.iter().any(|&(_, to)| to == stand.last.0) {
                     memory.forget_tail();
+                }
+                for (from, to) in lost {
+                    self.note_lost(&room, stand.epoch, from, to);
                 }
                 self.confirmed.insert((room, stand.epoch), self.stretches);
             }
@@ -257,7 +259,10 @@ impl Scan<'_> {
                     offset,
                     len: u32::try_from(total).unwrap_or(u32::MAX),
                 });
-                self.note_lost(&stored.room, stored.epoch, stored.previous, lost);
+                if lost > 0 {
+                    let to = stored.previous.0;
+                    self.note_lost(&stored.room, stored.epoch, to - lost + 1, to);
+                }
                 self.confirmed.insert((stored.room.clone(), stored.epoch), self.stretches);
                 let settings = self.settings;
                 let memory = self.memory(&stored.room, stored.epoch);
@@ -270,11 +275,9 @@ impl Scan<'_> {
         }
     }
 
-    fn note_lost(&mut self, room: &RoomId, epoch: Epoch, to: ImportantNo, count: u64) {
-        if count > 0 {
-            let from = ImportantNo(to.0 - count + 1);
-            self.report.lost.push(Lost { room: room.clone(), epoch, from, to });
-        }
+    fn note_lost(&mut self, room: &RoomId, epoch: Epoch, from: u64, to: u64) {
+        let (room, from, to) = (room.clone(), ImportantNo(from), ImportantNo(to));
+        self.report.lost.push(Lost { room, epoch, from, to });
     }
 
     fn memory(&mut self, room: &RoomId, epoch: Epoch) -> &mut Memory {

@@ -10,6 +10,8 @@ mod basics;
 mod damage;
 #[path = "log_torture/disk.rs"]
 mod disk;
+#[path = "log_torture/faults.rs"]
+mod faults;
 #[path = "log_torture/kit.rs"]
 mod kit;
 #[path = "simulation/rng.rs"]

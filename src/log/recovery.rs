@@ -88,8 +88,8 @@ pub(super) fn restore(
 }
 
 /// What a room will have in memory.
+#[derive(Default)]
 struct Memory {
-    epoch: Epoch,
     /// Id, its number, its important number, when.
     ids: VecDeque<(Arc<str>, Seq, ImportantNo, Time)>,
     tail: VecDeque<Arc<Numbered>>,
@@ -97,10 +97,6 @@ struct Memory {
 }
 
 impl Memory {
-    fn new(epoch: Epoch) -> Self {
-        Self { epoch, ids: VecDeque::new(), tail: VecDeque::new(), tail_bytes: 0 }
-    }
-
     fn forget_tail(&mut self) {
         self.tail.clear();
         self.tail_bytes = 0;
@@ -140,7 +136,7 @@ struct Scan<'a> {
     stretches: u32,
     /// How many of them were behind when a numbering was last spoken for.
     confirmed: HashMap<(RoomId, Epoch), u32>,
-    memories: HashMap<RoomId, Memory>,
+    memories: HashMap<(RoomId, Epoch), Memory>,
     removed: BTreeSet<u32>,
 }
 
@@ -195,13 +191,17 @@ impl Scan<'_> {
             }
             return bytes.len() as u64;
         }
+        let mut good = at;
         while at < bytes.len() {
             let offset = at as u64;
             at += match look(&bytes[at..], place, offset) {
                 Look::Record(body) => {
                     let total = HEAD + body.len();
                     match Record::decode(body, self.kinds.as_ref()) {
-                        Some(record) => self.record(record, place.segment, offset, total),
+                        Some(record) => {
+                            self.record(record, place.segment, offset, total);
+                            good = at + total;
+                        }
                         None => {
                             let what = DamageKind::Content;
                             self.damage(place.segment, offset, total as u64, what);
@@ -225,7 +225,8 @@ impl Scan<'_> {
                 }
             };
         }
-        at as u64
+        // Damage at the very end is told once and then cut off.
+        if may_be_torn { good as u64 } else { at as u64 }
     }
 
     fn record(&mut self, record: Record, segment: u32, offset: u64, total: usize) {
@@ -281,11 +282,7 @@ impl Scan<'_> {
     }
 
     fn memory(&mut self, room: &RoomId, epoch: Epoch) -> &mut Memory {
-        let memory = self.memories.entry(room.clone()).or_insert_with(|| Memory::new(epoch));
-        if memory.epoch != epoch {
-            *memory = Memory::new(epoch);
-        }
-        memory
+        self.memories.entry((room.clone(), epoch)).or_default()
     }
 
     /// Segments whose removal was noted and not finished, and which hold
@@ -324,7 +321,6 @@ impl Scan<'_> {
                 last_used: stand.last_used,
             };
             self.index.stand(&room, &new);
-            self.memories.remove(&room);
             let (former, important) = (stand.epoch, stand.last);
             self.report.renumbered.push(Renumbered { room, former, important, epoch });
         }
@@ -343,8 +339,8 @@ impl Scan<'_> {
             .newest()
             .map(|(room, newest, older)| {
                 let Stand { epoch, used, first, last, last_used } = newest.stand();
-                let memory = memories.remove(room).filter(|memory| memory.epoch == epoch);
-                let Memory { ids, tail, .. } = memory.unwrap_or_else(|| Memory::new(epoch));
+                let memory = memories.remove(&(room.clone(), epoch));
+                let Memory { ids, tail, .. } = memory.unwrap_or_default();
                 let ids = ids.into_iter().filter(|&(_, _, _, received)| received >= oldest);
                 RestoredRoom {
                     room: room.clone(),

@@ -48,6 +48,10 @@ pub struct LogSettings {
     pub queue_bytes: usize,
     /// Reads waiting for the reader; what exceeds them is refused (`Queue`).
     pub read_queue: usize,
+    /// After a failure, a new segment is tried at once, after this pause,
+    pub first_pause: Duration,
+    /// and after doubling ones up to this.
+    pub longest_pause: Duration,
     /// Ids restored per room at most, the newest.
     pub ids_per_room: usize,
     /// Events restored into memory per room at most, the newest.
@@ -67,6 +71,8 @@ impl LogSettings {
             retention: Retention::default(),
             queue_bytes: 64 << 20,
             read_queue: 4_096,
+            first_pause: Duration::from_millis(100),
+            longest_pause: Duration::from_secs(5),
             ids_per_room: 10_000,
             tail_events: 256,
             tail_bytes: 1 << 20,

@@ -28,8 +28,6 @@ use super::record::{Numbers, put_event, put_numbering, put_removed, put_segments
 use super::settings::LogSettings;
 use super::{Entry, LogFailure, Logged, Shared, Ticker};
 
-/// First and longest pause between attempts to begin a segment.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// How often retention by age is applied. It is about hours.
 const SWEEP: Duration = Duration::from_secs(10);
 
@@ -100,7 +98,7 @@ impl Writer {
         store: u64,
     ) -> Self {
         let now = ticker.now();
-        let schedule = Schedule { pause: PAUSES.0, attempt: now, sweep: now + SWEEP };
+        let schedule = Schedule { pause: settings.first_pause, attempt: now, sweep: now + SWEEP };
         Self {
             disk,
             settings,
@@ -164,7 +162,7 @@ impl Writer {
                 let now = self.ticker.now();
                 self.shared.queue.still_failing(reason(&error, LogFailure::Write), now);
                 self.schedule.attempt = now + self.schedule.pause;
-                self.schedule.pause = (self.schedule.pause * 2).min(PAUSES.1);
+                self.schedule.pause = (self.schedule.pause * 2).min(self.settings.longest_pause);
             }
         }
     }
@@ -212,7 +210,7 @@ impl Writer {
         drop(index);
         self.current = Some(Current { number, file, body: end, end });
         self.previous = Some((number, end));
-        self.schedule.pause = PAUSES.0;
+        self.schedule.pause = self.settings.first_pause;
         // What the limit on the whole store has just given up can go.
         self.schedule.sweep = now;
         let mut stats = self.shared.stats();

@@ -181,8 +181,9 @@ impl Writer {
             let mut index = self.shared.index();
             index.retain(now, &self.settings.retention, None);
             if matches!(self.shared.queue.state(), super::LogState::Failing { .. }) {
-                // Room for it may be what is missing. The new segment will not list them.
-                let dead = index.dead(now, None);
+                // Room for it may be what is missing. The new segment will not list
+                // them. The last one stays: its checkpoint is the only one that holds.
+                let dead = index.dead(now, self.previous.map(|(number, _)| number));
                 self.remove(&mut index, &dead);
             }
             let _ = index.take_moved();

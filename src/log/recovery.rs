@@ -15,7 +15,7 @@ use crate::engine::ids::{Epoch, ImportantNo, RoomId, Seq};
 use crate::engine::time::Time;
 
 use super::disk::{Disk, read_full};
-use super::format::{HEAD, Look, Place, RECORDS_AT, look};
+use super::format::{Look, Place, RECORDS_AT, is_torn, look};
 use super::index::{Arrival, Index, Segment};
 use super::layout::{Found, Layout, LayoutError};
 use super::record::{KindOf, Record, Stand, Stored};
@@ -192,12 +192,19 @@ impl Scan<'_> {
             return bytes.len() as u64;
         }
         let mut good = at;
-        while at < bytes.len() {
+        // Zeros that were written ahead; no record ends with one.
+        let written = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+        let end = if may_be_torn { written } else { bytes.len() };
+        while at < end {
             let offset = at as u64;
-            at += match look(&bytes[at..], place, offset) {
-                Look::Record(body) => {
-                    let total = HEAD + body.len();
-                    match Record::decode(body, self.kinds.as_ref()) {
+            let found = look(&bytes[at..], place, offset);
+            if may_be_torn && is_torn(found, at, written) {
+                self.report.cut_tail_bytes += (written - at) as u64;
+                return good as u64;
+            }
+            at += match found {
+                Look::Record { content, total } => {
+                    match Record::decode(content, self.kinds.as_ref()) {
                         Some(record) => {
                             self.record(record, place.segment, offset, total);
                             good = at + total;
@@ -213,12 +220,8 @@ impl Scan<'_> {
                     self.damage(place.segment, offset, total as u64, DamageKind::Record);
                     total
                 }
-                Look::Short if may_be_torn => {
-                    self.report.cut_tail_bytes += (bytes.len() - at) as u64;
-                    return offset;
-                }
                 Look::Short | Look::BadHead => {
-                    let skipped = resynchronise(&bytes[at..], place, offset);
+                    let skipped = resynchronise(&bytes[at..end], place, offset);
                     let what = DamageKind::Bytes;
                     self.damage(place.segment, offset, skipped as u64, what);
                     skipped
@@ -361,7 +364,9 @@ impl Scan<'_> {
 /// How many bytes to skip to the next valid record.
 fn resynchronise(bytes: &[u8], place: Place, offset: u64) -> usize {
     (1..bytes.len())
-        .find(|&skip| matches!(look(&bytes[skip..], place, offset + skip as u64), Look::Record(_)))
+        .find(|&skip| {
+            matches!(look(&bytes[skip..], place, offset + skip as u64), Look::Record { .. })
+        })
         .unwrap_or(bytes.len())
 }
 

@@ -34,8 +34,13 @@ struct Book {
 /// A store of several segments: three rooms in use to the end, one that was
 /// used early only, and one of which nothing but a reservation is known.
 fn store() -> (Files, Truth) {
+    store_left(0, true)
+}
+
+/// The same, with zeros ahead of the records, and closed or killed.
+fn store_left(ahead_bytes: usize, closed: bool) -> (Files, Truth) {
     let disk = MemoryDisk::default();
-    let settings = LogSettings { segment_bytes: 1_600, ..settings() };
+    let settings = LogSettings { segment_bytes: 1_600, ahead_bytes, ..settings() };
     let mut bench = Bench::open_with(&disk, settings, START).expect("the log opens");
     let mut truth = Truth::default();
     for (at, name) in ["a", "b", "c", "early", "quiet"].iter().enumerate() {
@@ -62,8 +67,9 @@ fn store() -> (Files, Truth) {
             book.events.insert(n, event);
         }
     }
+    let killed = disk.files();
     bench.log.close();
-    (disk.files(), truth)
+    (if closed { disk.files() } else { killed }, truth)
 }
 
 /// Where the last write went. A new segment's checkpoint goes before it.
@@ -196,7 +202,9 @@ fn a_cut_at_any_byte_of_the_last_segment_leaves_the_records_before_it() {
             assert_eq!(served, expected, "cut at {cut}: {room} {n}");
         }
         if boundary > 0 {
-            assert_eq!(report.cut_tail_bytes, (cut - boundary) as u64, "cut at {cut}");
+            // Zeros at the end may as well never have been written.
+            let rest = bytes[boundary..cut].iter().rposition(|&b| b != 0).map_or(0, |at| at + 1);
+            assert_eq!(report.cut_tail_bytes, rest as u64, "cut at {cut}");
         }
     }
 }
@@ -225,6 +233,33 @@ fn a_flipped_bit_anywhere_is_harmless_or_told_and_never_served() {
     let expected = ["Bytes", "HeaderCopy", "Record"].map(String::from);
     assert!(expected.iter().all(|what| seen.contains(what)), "{seen:?}");
     assert!(renumbered > 0, "a flip at the end makes rooms begin anew");
+}
+
+#[test]
+fn a_flipped_bit_before_zeros_is_told_from_a_write_that_was_never_finished() {
+    let (files, truth) = store_left(3_000, false);
+    let (name, bytes) = files.iter().next_back().expect("segments");
+    let written = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+    assert!(written + 100 < bytes.len(), "zeros follow");
+    let report = Judge::of(&truth, "killed").judge(&files);
+    assert!(report.is_clean() && report.cut_tail_bytes == 0, "{report}");
+    for at in 0..written {
+        let mut files = files.clone();
+        let bit = (at * 5 + 1) % 8;
+        files.get_mut(name).expect("it")[at] ^= 1 << bit;
+        let judge = Judge::of(&truth, format!("bit {bit} of byte {at}"));
+        let report = judge.judge(&files);
+        assert!(!report.damaged.is_empty(), "{}: nothing says so", judge.what);
+        assert_eq!(report.cut_tail_bytes, 0, "{}", judge.what);
+    }
+    // And what was never finished is no damage, wherever it stopped.
+    for at in 128..written {
+        let mut files = files.clone();
+        files.get_mut(name).expect("it")[at..].fill(0);
+        let judge = Judge { cut: true, ..Judge::of(&truth, format!("written to {at}")) };
+        let report = judge.judge(&files);
+        assert!(report.damaged.is_empty() && report.renumbered.is_empty(), "{at}: {report}");
+    }
 }
 
 #[test]
@@ -266,6 +301,7 @@ fn a_missing_file_is_told_with_what_was_in_it() {
 #[test]
 fn whole_pages_of_zeros_or_rubbish_are_told() {
     let (files, truth) = store();
+    let last = files.keys().next_back().expect("segments");
     for (name, bytes) in &files {
         for start in (0..bytes.len()).step_by(512) {
             for rubbish in [0_u8, 0xa5] {
@@ -274,8 +310,11 @@ fn whole_pages_of_zeros_or_rubbish_are_told() {
                 let end = (start + 512).min(bytes.len());
                 bytes[start..end].fill(rubbish);
                 let what = format!("{name}: {start}..{end} is {rubbish:#x}");
-                let report = Judge::of(&truth, what).judge(&files);
-                assert!(!report.damaged.is_empty(), "{report}");
+                // Zeros at the end are what was never written.
+                let unwritten = rubbish == 0 && end == bytes.len() && name == last;
+                let judge = Judge { cut: unwritten, ..Judge::of(&truth, what) };
+                let report = judge.judge(&files);
+                assert!(unwritten || !report.damaged.is_empty(), "{report}");
             }
         }
     }

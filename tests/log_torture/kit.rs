@@ -40,7 +40,7 @@ pub(crate) fn kinds() -> KindOf {
 /// Small segments, so that there are many, and short pauses.
 pub(crate) fn settings() -> LogSettings {
     let first_pause = Duration::from_millis(1);
-    LogSettings { segment_bytes: 4_096, first_pause, ..LogSettings::new("log") }
+    LogSettings { segment_bytes: 4_096, ahead_bytes: 3_000, first_pause, ..LogSettings::new("log") }
 }
 
 pub(crate) fn room(name: &str) -> RoomId {

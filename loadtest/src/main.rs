@@ -17,6 +17,7 @@ mod html;
 mod http;
 mod joins;
 mod ledger;
+mod log_bench;
 mod overload;
 mod protocol;
 mod publish;
@@ -56,6 +57,8 @@ enum Command {
     Replay(Box<replay::ReplayOptions>),
     /// Overload control beside that of others, in virtual time.
     Overload(Box<overload::OverloadOptions>),
+    /// What the durable log costs on this disk.
+    Log(log_bench::LogOptions),
     /// Writes a trace fitted to recorded rooms.
     Generate(generate::GenerateOptions),
     /// Ratios of the headline figures of two --json files.
@@ -95,6 +98,7 @@ fn main() -> ExitCode {
         Command::Joins(options) => joins::command(&options),
         Command::Replay(options) => replay::command(&options),
         Command::Overload(options) => overload::command(&options),
+        Command::Log(options) => log_bench::command(&options),
         Command::Generate(options) => generate::command(&options),
         Command::Compare { first, second } => report::compare(&first, &second),
         Command::Worker => worker::run(),

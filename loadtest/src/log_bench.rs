@@ -15,7 +15,7 @@ use serde::Serialize;
 use tidegate::clock::Clock;
 use tidegate::engine::event::{Event, Numbered, Payload};
 use tidegate::engine::ids::{Epoch, ImportantNo, RoomId, Seq, ShardId, Tier};
-use tidegate::engine::kind::{Kind, Lane, Merge};
+use tidegate::engine::kind::{Ack, Kind, Lane, Merge};
 use tidegate::log::{Batch, Entry, Log, LogSettings, LogStats, Logged};
 
 use crate::hist::{self, Recorded, Summary};
@@ -121,6 +121,7 @@ fn kind() -> Arc<Kind> {
         tier: Tier(0),
         ttl: None,
         max_payload_bytes: 1 << 20,
+        ack: Ack::Logged,
         viewer_publish: false,
         idle_reset: None,
     })

@@ -83,6 +83,8 @@ struct HomeRoom {
     entrances: Vec<resume::Cached>,
     pulled: Vec<read::Pulled>,
     dirty: bool,
+    /// When the log was last told that the room is alive.
+    logged_at: Time,
     /// Publishers whose events are being logged.
     waiters: Vec<durable::Waiter>,
 }
@@ -314,6 +316,7 @@ impl Homes {
                 pulled: Vec::new(),
                 dirty: false,
                 waiters: Vec::new(),
+                logged_at: now,
             };
             self.rooms.insert(id.clone(), home);
         }
@@ -374,6 +377,7 @@ impl Homes {
     fn sweep(&mut self, now: Time) {
         self.next_sweep = now + SWEEP_INTERVAL;
         self.forget_asleep(now);
+        self.renew_reservations(now);
         let (idle, retention) = (self.settings.idle, self.settings.retention);
         let forgotten = &mut self.forgotten;
         self.rooms.retain(|_, home| {

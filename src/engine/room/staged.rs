@@ -226,6 +226,12 @@ impl Room {
         Some(self.staged.reserved)
     }
 
+    /// The log forgets what it does not hear of: the next
+    /// [`take_reservation`](Room::take_reservation) repeats the last.
+    pub fn renew_reservation(&mut self) {
+        self.staged.reserved = Seq(0);
+    }
+
     /// The last number given, for the log of a room that is going to sleep.
     #[must_use]
     pub fn last_reservation(&self) -> Option<Seq> {

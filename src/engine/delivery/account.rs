@@ -67,6 +67,8 @@ pub(super) struct Account {
     open: Gap,
     /// What was lost before a state that has not begun.
     closed: Vec<Gap>,
+    /// The last number of that state, until it begins.
+    whole: Option<Seq>,
     pub(super) need: Need,
     /// Values of sampled kinds were not sent. They may be dropped freely, so that
     /// nothing is done about it before the viewer gets everything again.
@@ -83,6 +85,7 @@ impl Account {
             room,
             open: Gap::default(),
             closed: Vec::new(),
+            whole: None,
             need: Need::Nothing,
             stale: false,
             asked: None,
@@ -116,17 +119,32 @@ impl Account {
     /// before it, what will be lost, behind.
     pub(super) fn close(&mut self, seq: Seq, now: Time) {
         (self.need, self.stale, self.told) = (Need::Nothing, false, Some(now));
-        if let Some((_, last)) = &mut self.open.lost {
-            *last = seq.max(*last);
+        self.whole = Some(seq);
+        if self.open.lost.is_some() {
             self.closed.push(std::mem::take(&mut self.open));
         }
     }
 
-    /// That state was taken away again.
+    /// That state was taken away again, or is on the wire: nothing more can be
+    /// told before it.
     pub(super) fn reopen(&mut self) {
+        self.whole = None;
         for gap in self.closed.drain(..) {
             self.open.absorb(&gap);
         }
+    }
+
+    /// Where a loss of a frame up to `last` is booked: a frame may be cut while
+    /// it waits before the state.
+    fn gap_of(&mut self, last: Seq) -> &mut Gap {
+        if self.whole.is_none_or(|whole| last > whole) {
+            return &mut self.open;
+        }
+        if self.closed.is_empty() {
+            self.closed.push(Gap::default());
+        }
+        let newest = self.closed.len() - 1;
+        &mut self.closed[newest]
     }
 
     pub(super) fn needs(&mut self, need: Need) {
@@ -205,7 +223,7 @@ impl Accounts {
                     need = Need::State;
                 }
             }
-            self.of(&frame.room).open.dropped.add(kind, 1);
+            self.of(&frame.room).gap_of(frame.last_seq).dropped.add(kind, 1);
         }
         if loss.from.keeps_totals() && !loss.to.is_some_and(Cut::keeps_totals) {
             for total in &frame.totals {
@@ -226,7 +244,7 @@ impl Accounts {
             account.needs_rebase(owed);
         }
         if numbered {
-            account.open.loses(frame.first_seq, frame.last_seq);
+            account.gap_of(frame.last_seq).loses(frame.first_seq, frame.last_seq);
         }
         numbered
     }

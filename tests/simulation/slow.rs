@@ -26,7 +26,8 @@ use tidegate::shard::connection::ViewerKey;
 use tidegate::shard::rebase::{Position, Rebases};
 use tidegate::shard::stats::ShardStats;
 use tidegate::wire::Format;
-use tidegate::wire::shared::{Compression, SharedFrame, SharedSnapshot, ViewerFrame};
+use tidegate::wire::message::ServerMessage;
+use tidegate::wire::shared::{Compression, SharedFrame, SharedSnapshot, ViewerFrame, message};
 
 use super::client::Client;
 use super::rng::Rng;
@@ -401,7 +402,10 @@ impl World {
         let Some(delivery) = &mut viewer.delivery else { return };
         let (load, last) = (delivery.load(), ladder.last());
         assert!(load.frames <= 1 || (load.frames <= last.frames && load.bytes <= last.bytes));
-        assert!(delivery.len() <= last.frames + 1 + 3 * viewer.rooms.len(), "{delivery:?}");
+        // Frames, one of them begun; per room a notice or two, and a state.
+        let pings = delivery.fixed_bytes() / message(Format::Json, &ServerMessage::Ping).len();
+        let most = last.frames + 2 + pings + 3 * viewer.rooms.len();
+        assert!(delivery.len() <= most, "{} of {most}", delivery.len());
         seen.largest_backlog = seen.largest_backlog.max(delivery.bytes());
         if delivery.is_over() {
             viewer.delivery = None;
@@ -457,7 +461,28 @@ impl World {
         }
     }
 
+    /// A message to this viewer alone.
+    fn ping(&mut self, index: usize, now: Time) {
+        let viewer = &mut self.viewers[index];
+        let bytes = message(Format::Json, &ServerMessage::Ping);
+        if let Some(delivery) = &mut viewer.delivery {
+            delivery.fixed(bytes, false);
+        } else {
+            let written = viewer.write(&bytes, now);
+            if written == bytes.len() {
+                return;
+            }
+            let mut delivery = Delivery::new(now);
+            delivery.fixed(bytes.slice(written..), written > 0);
+            viewer.delivery = Some(Box::new(delivery));
+        }
+        self.settle(index, now);
+    }
+
     fn mood(&mut self, index: usize, now: Time) {
+        if self.viewers[index].open && self.rng.percent(30) {
+            self.ping(index, now);
+        }
         let viewer = &mut self.viewers[index];
         if now >= self.until || index == 0 {
             viewer.rate = HURRY;

@@ -39,6 +39,8 @@ const VIEWERS: usize = 6;
 const LENGTH: Duration = Duration::from_secs(12);
 /// A reader takes what it takes this often.
 const READ_EVERY: Duration = Duration::from_millis(10);
+/// Important events remembered where none may be forgotten.
+const ENOUGH: usize = 1_000_000;
 /// In which a reader in a hurry has caught up with everything it is owed, through
 /// the smallest socket, piece by piece.
 const CATCH_UP: Duration = Duration::from_secs(10);
@@ -158,6 +160,8 @@ struct World {
     rebases: Rebases,
     names: u64,
     until: Time,
+    /// Important events that rooms remember.
+    history: usize,
     seen: Seen,
 }
 
@@ -178,7 +182,7 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut rng = Rng(seed ^ 0x510e_527f);
         let ladder = ladder(&mut rng);
-        let history = *rng.pick(&[4, 1_000]);
+        let history = *rng.pick(&[4, ENOUGH]);
         let places = (0..ROOMS).map(|i| Place::new(i, history, &mut rng)).collect();
         let viewers = (0..VIEWERS).map(|i| Viewer::new(i, &mut rng)).collect();
         let mut world = Self {
@@ -194,6 +198,7 @@ impl World {
             rebases: Rebases::default(),
             names: 0,
             until: START + LENGTH,
+            history,
             seen: Seen::default(),
         };
         (0..ROOMS).for_each(|room| world.queue(START, Step::Publish(room)));
@@ -516,6 +521,7 @@ impl World {
                 viewer.client.check(&snapshot, &place.carried);
             }
             assert_eq!(viewer.client.unpaid(), stats.unpaid);
+            assert!(stats.unpaid == 0 || self.history < ENOUGH, "nothing was forgotten");
         }
         let quick = &self.viewers[0].stats.delivery.climbed;
         assert_eq!(quick.iter().sum::<u64>(), 0, "who keeps up loses nothing");
@@ -534,7 +540,7 @@ impl Place {
         let id = RoomId::new(&format!("slow:{index}")).expect("a valid name");
         let epoch = Epoch(index as u64 + 1);
         let key = LevelKey::from_seed(u128::from(rng.next()));
-        let settings = RoomSettings { history_important_bytes: 1 << 20, ..settings };
+        let settings = RoomSettings { history_important_bytes: 1 << 30, ..settings };
         let mut room = Room::new(id.clone(), epoch, key, Arc::new(settings), START);
         room.set_online(VIEWERS as u32, START);
         Self {

@@ -249,3 +249,77 @@ impl Accounts {
         numbered
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::ids::Epoch;
+    use super::super::super::testing::START;
+    use super::*;
+
+    fn room() -> RoomId {
+        RoomId::new("r").expect("a valid name")
+    }
+
+    /// A frame of nothing but its numbers.
+    fn numbers(first: u64, last: u64) -> Frame {
+        Frame {
+            room: room(),
+            epoch: Epoch(1),
+            first_seq: Seq(first),
+            last_seq: Seq(last),
+            important: ImportantNo(0),
+            time: START,
+            oldest: START,
+            events: Vec::new(),
+            totals: Vec::new(),
+            dropped: Vec::new(),
+            online: None,
+            represents: 0,
+        }
+    }
+
+    fn lose(accounts: &mut Accounts, first: u64, last: u64) {
+        let rung = Rung::ImportantOnly;
+        let loss = Loss { from: Cut::Full, to: Some(Cut::ImportantOnly), vanishes: true, rung };
+        assert!(accounts.lose(&numbers(first, last), loss, &mut DeliveryStats::default()));
+    }
+
+    fn gaps(accounts: &mut Accounts) -> Vec<(u64, u64)> {
+        accounts.of(&room()).gaps().map(|(first, last, _)| (first.0, last.0)).collect()
+    }
+
+    #[test]
+    fn what_is_lost_before_a_state_and_behind_it_is_told_apart() {
+        let mut accounts = Accounts::default();
+        lose(&mut accounts, 1, 3);
+        accounts.of(&room()).close(Seq(6), START);
+        // The frames 4 to 6 still waited before the state, and are cut now.
+        lose(&mut accounts, 4, 6);
+        lose(&mut accounts, 7, 8);
+        assert_eq!(gaps(&mut accounts), [(1, 6), (7, 8)]);
+        accounts.of(&room()).told_from(Seq(1));
+        assert_eq!(gaps(&mut accounts), [(7, 8)]);
+    }
+
+    #[test]
+    fn a_state_that_is_taken_away_leaves_one_gap() {
+        let mut accounts = Accounts::default();
+        lose(&mut accounts, 1, 3);
+        accounts.of(&room()).close(Seq(3), START);
+        lose(&mut accounts, 4, 5);
+        accounts.of(&room()).reopen();
+        assert_eq!(gaps(&mut accounts), [(1, 5)]);
+    }
+
+    #[test]
+    fn what_is_owed_begins_with_the_first_that_was_dropped() {
+        let mut account = Account::new(room());
+        account.needs(Need::Totals);
+        account.needs_rebase(None);
+        account.needs_rebase(Some(ImportantNo(7)));
+        account.needs_rebase(Some(ImportantNo(9)));
+        account.needs_rebase(None);
+        account.needs(Need::State);
+        assert_eq!(account.need, Need::Rebase(Some(ImportantNo(7))));
+    }
+}

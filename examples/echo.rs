@@ -13,7 +13,8 @@ use std::time::Duration;
 use clap::Parser;
 use tidegate::clock::Clock;
 use tidegate::config::Config;
-use tidegate::engine::delivery::Limits;
+use tidegate::engine::confirm;
+use tidegate::engine::delivery::{Bounds, LadderSettings};
 use tidegate::engine::ids::ShardId;
 use tidegate::engine::level::LevelKey;
 use tidegate::ingress::stats::EdgeStats;
@@ -78,6 +79,10 @@ fn settings() -> ShardSettings {
             room: Arc::new(config.room_settings()),
             compression: Compression { min_bytes: 0, level: 3 },
             max_rooms: 1,
+            resume_events: 0,
+            acks_per_second: 1,
+            pulls_per_second: 1,
+            retention: DAY,
             idle: DAY,
             intake: IntakeSettings {
                 admission: config.admission_settings(),
@@ -86,8 +91,11 @@ fn settings() -> ShardSettings {
             },
             seed: 0,
         },
-        backlog: Limits { frames: 10_000, bytes: 256 << 20 },
-        backlog_timeout: DAY,
+        ladder: LadderSettings {
+            bounds: [Bounds { frames: 10_000, bytes: 256 << 20, age: DAY }; 4],
+            drain: DAY,
+            ..config.ladder_settings()
+        },
         slice: Duration::from_millis(2),
         max_rooms_per_connection: 1,
         messages_per_second: u32::MAX,
@@ -96,6 +104,7 @@ fn settings() -> ShardSettings {
         ping_interval: DAY,
         pong_timeout: DAY,
         hold: HoldSettings { most: 0, patience: DAY },
+        confirm: confirm::Settings { patience: DAY, carries: 0, frames: 0 },
         reconnect_spread: Duration::ZERO,
         seed: 0,
     }

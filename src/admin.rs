@@ -1,7 +1,8 @@
 //! The operators' port: metrics, health and readiness.
 //!
 //! `/healthz` says the process lives. `/readyz` says every shard answers and
-//! the server is not leaving: a shard that does not answer within
+//! the server is not leaving, and important events can be logged: a shard that
+//! does not answer within
 //! [`ANSWER_WITHIN`] is stuck or overloaded, and a load balancer should know.
 
 mod overload;
@@ -28,6 +29,7 @@ use crate::engine::ids::ShardId;
 use crate::engine::kind::Kinds;
 use crate::ingress::answer::json;
 use crate::ingress::stats::EdgeStats;
+use crate::log::{Log, LogState};
 use crate::shard::peers::{LocalShards, Message, Path as _};
 use crate::shard::stats::ShardStats;
 use crate::telemetry::{CONTENT_TYPE as METRICS_TYPE, Process, Scrape, render};
@@ -44,6 +46,7 @@ pub struct Observer {
     edges: Vec<Arc<EdgeStats>>,
     auth: Arc<Authenticator>,
     kinds: Arc<Kinds>,
+    log: Option<Arc<Log>>,
     clock: Clock,
     leaving: AtomicBool,
     last: Mutex<Vec<ShardStats>>,
@@ -57,6 +60,7 @@ impl Observer {
         edges: Vec<Arc<EdgeStats>>,
         auth: Arc<Authenticator>,
         kinds: Arc<Kinds>,
+        log: Option<Arc<Log>>,
         clock: Clock,
     ) -> Self {
         Self {
@@ -64,6 +68,7 @@ impl Observer {
             edges,
             auth,
             kinds,
+            log,
             clock,
             leaving: AtomicBool::new(false),
             last: Mutex::default(),
@@ -132,9 +137,14 @@ async fn readyz(State(observer): State<Arc<Observer>>) -> Response<Body> {
     let silent = stats.iter().enumerate().filter(|(_, s)| s.is_none()).map(|(i, _)| i.to_string());
     let silent: Vec<String> = silent.collect();
     let leaving = observer.leaving.load(Ordering::Relaxed);
-    let ready = silent.is_empty() && !leaving;
+    let failing = observer.log.as_ref().and_then(|log| match log.state() {
+        LogState::Writable => None,
+        LogState::Failing { why, .. } => Some(why.code()),
+    });
+    let ready = silent.is_empty() && !leaving && failing.is_none();
+    let log = failing.map_or_else(|| "null".to_owned(), |why| format!("\"{why}\""));
     let body = format!(
-        "{{\"ready\":{ready},\"draining\":{leaving},\"silent_shards\":[{}]}}\n",
+        "{{\"ready\":{ready},\"draining\":{leaving},\"silent_shards\":[{}],\"log_failing\":{log}}}\n",
         silent.join(",")
     );
     json(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body.into())
@@ -152,6 +162,7 @@ async fn metrics(State(observer): State<Arc<Observer>>) -> Response<Body> {
         queued: &queued,
         ready,
         draining: leaving,
+        log: observer.log.as_ref().map(|log| log.stats()),
         process: read_process().unwrap_or_default(),
     };
     let mut response = Response::new(Body::from(render(&scrape)));

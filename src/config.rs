@@ -11,6 +11,7 @@
 
 mod de;
 mod delivery;
+mod durable;
 mod env;
 mod error;
 mod keys;
@@ -35,9 +36,10 @@ use crate::limits::LimitSettings;
 use crate::limits::keyed::Rate;
 
 pub use delivery::Delivery;
+pub use durable::Durable;
 pub use error::{ConfigError, ConfigErrors};
 pub use keys::{KeyMaterial, load as load_keys};
-pub use kinds::{KindConfig, LaneName, MergeKeyName, MergeName};
+pub use kinds::{AckName, KindConfig, LaneName, MergeKeyName, MergeName};
 pub use load::{ConfigOrigin, Loaded};
 
 pub use crate::engine::draft::{MAX_ID_BYTES, MAX_KEY_BYTES, MAX_KIND_BYTES, MAX_USER_BYTES};
@@ -74,6 +76,8 @@ pub struct Config {
     pub websocket: WebSocket = WebSocket::default(),
     /// Limits of every room.
     pub rooms: Rooms = Rooms::default(),
+    /// The log of important events.
+    pub durable: Durable = Durable::default(),
     /// What happens to a viewer that reads more slowly than its rooms write.
     pub delivery: Delivery = Delivery::default(),
     /// `[admission]`.
@@ -218,6 +222,22 @@ pub struct Rooms {
     /// Milliseconds at least between two frames that only tell the number of
     /// viewers. Default 5 s; 0: never such a frame.
     pub online_interval_ms: u64 = 5_000,
+    /// Acknowledgements a second that viewers are asked for, per home shard; with
+    /// more viewers than that a sample of them is asked. Default 5000.
+    pub acks_per_second: u32 = 5_000,
+    /// Milliseconds after which a viewer that was asked and is silent is sent the
+    /// important events again. Default 1 s.
+    pub carry_after_ms: u64 = 1_000,
+    /// How often; then it is told to pull. Default 3.
+    pub carries: u8 = 3,
+    /// Important events per room and shard that are kept for this. Default 256.
+    pub carry_events: usize = 256,
+    /// Pulls of important events answered a second, per home shard; beyond it
+    /// viewers are told when to come back. Default 5000.
+    pub pulls_per_second: u32 = 5_000,
+    /// Missed events that a viewer who comes back is sent at most, the newest; the
+    /// rest it can pull. Default 1000.
+    pub resume_events: usize = 1_000,
     /// Rooms per shard; joining or publishing to one more is refused. Default
     /// 100000.
     pub max_rooms: usize = 100_000,
@@ -459,6 +479,8 @@ impl Config {
             dedupe_sampled: rooms.dedupe_sampled,
             max_keys: rooms.max_keys,
             state_bytes: rooms.state_bytes,
+            durable: self.durable.is_on(),
+            log_patience: self.durable.patience(),
             online_interval: Duration::from_millis(rooms.online_interval_ms),
         }
     }

@@ -22,6 +22,7 @@ pub mod time;
 pub mod admission;
 mod budget;
 pub mod caller;
+pub mod confirm;
 mod dedupe;
 pub mod delivery;
 pub mod draft;

@@ -21,6 +21,7 @@ pub mod demo;
 pub mod engine;
 pub mod ingress;
 pub mod limits;
+pub mod log;
 pub mod server;
 pub mod shard;
 pub mod telemetry;

@@ -5,6 +5,8 @@
 //! the main thread, before any shard thread starts: see
 //! [`worker::descriptors`](crate::worker::descriptors) for why that matters.
 
+mod durable;
+
 use std::cell::{Cell, RefCell};
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -27,6 +29,7 @@ use crate::auth::{Authenticator, DevKey};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigOrigin};
 use crate::demo;
+use crate::engine::confirm;
 use crate::engine::ids::ShardId;
 use crate::engine::kind::Kinds;
 use crate::engine::level::LevelKey;
@@ -34,6 +37,7 @@ use crate::ingress::http::router;
 use crate::ingress::intake::{Api, RoomAdvice};
 use crate::ingress::stats::EdgeStats;
 use crate::limits::{CallerLimits, ClientTypes};
+use crate::log::Log;
 use crate::shard::held::HoldSettings;
 use crate::shard::home::HomeSettings;
 use crate::shard::intake::IntakeSettings;
@@ -82,6 +86,7 @@ struct Running {
     peers: Arc<LocalShards>,
     stats: Vec<Arc<EdgeStats>>,
     threads: Vec<JoinHandle<()>>,
+    log: Option<Arc<Log>>,
     address: SocketAddr,
 }
 
@@ -141,6 +146,10 @@ impl Plan {
                     level: u32::from(config.websocket.compression_level),
                 },
                 max_rooms: config.rooms.max_rooms,
+                retention: millis(config.durable.retention_ms),
+                acks_per_second: config.rooms.acks_per_second,
+                pulls_per_second: config.rooms.pulls_per_second,
+                resume_events: config.rooms.resume_events,
                 idle: millis(config.rooms.idle_ms),
                 intake: IntakeSettings {
                     admission: config.admission_settings(),
@@ -164,6 +173,11 @@ impl Plan {
                     config.admission.hold_ms.min(config.websocket.join_timeout_ms / 2),
                 ),
             },
+            confirm: confirm::Settings {
+                patience: millis(config.rooms.carry_after_ms),
+                carries: config.rooms.carries,
+                frames: config.rooms.carry_events,
+            },
             reconnect_spread: millis(config.server.reconnect_spread_ms),
             seed,
         }
@@ -182,7 +196,10 @@ impl Plan {
             .map(|_| Builder::new_current_thread().enable_all().build())
             .collect::<Result<_, _>>()
             .context("no runtime for a shard")?;
+        let opened = durable::open(&self.config, &self.kinds, &peers, self.clock.now())?;
+        let (log, mut left) = opened.map_or((None, Vec::new()), |o| (Some(o.log), o.rooms));
         let mut running = Running {
+            log,
             peers: Arc::clone(&peers),
             stats: Vec::new(),
             threads: Vec::new(),
@@ -190,7 +207,9 @@ impl Plan {
         };
         for (index, (inbox, runtime)) in inboxes.into_iter().zip(runtimes).enumerate() {
             let stats = Arc::new(EdgeStats::default());
+            let rooms = left.get_mut(index).map(std::mem::take).unwrap_or_default();
             let start = self.shard_start(index as u16, inbox, &running, Arc::clone(&stats));
+            let start = ShardStart { rooms, ..start };
             let (bound, report) = std::sync::mpsc::channel();
             let thread = std::thread::Builder::new()
                 .name(format!("shard-{index}"))
@@ -234,6 +253,8 @@ impl Plan {
             settings: self.shard_settings(index),
             clock: self.clock,
             peers: Arc::clone(&running.peers),
+            log: running.log.clone(),
+            rooms: Vec::new(),
             inbox,
             stats,
             address: running.address,
@@ -261,6 +282,7 @@ impl Plan {
             running.stats.clone(),
             Arc::clone(&self.auth),
             Arc::clone(&self.kinds),
+            running.log.clone(),
             self.clock,
         ));
         let admin = bind(self.config.server.admin_listen)
@@ -318,6 +340,9 @@ impl Plan {
                         warn!("a shard ended badly");
                     }
                 }
+                if let Some(log) = running.log {
+                    log.stop();
+                }
                 info!("drained");
             }
             Err(_) => warn!("drain deadline passed; the remaining connections are cut"),
@@ -331,6 +356,8 @@ struct ShardStart {
     settings: ShardSettings,
     clock: Clock,
     peers: Arc<LocalShards>,
+    log: Option<Arc<Log>>,
+    rooms: durable::Left,
     inbox: Inbox,
     stats: Arc<EdgeStats>,
     address: SocketAddr,
@@ -402,7 +429,10 @@ impl ShardStart {
             clients: ClientTypes::default(),
             clock: self.clock,
         };
-        let shard = Shard::new(self.id, self.settings, self.clock, self.peers);
+        let mut shard = Shard::new(self.id, self.settings, self.clock, self.peers);
+        if let Some(log) = self.log {
+            shard.attach_log(log, self.rooms);
+        }
         let limits = ReadLimits { max_message: self.max_message, message_timeout };
         let worker =
             Worker::new(shard, session, self.clock, self.inbox, arrived, Rc::clone(&edge), limits)?;

@@ -9,20 +9,24 @@
 //! [`next_deadline`](Shard::next_deadline) has come; [`Shard::work`] for one
 //! slice of fan-out while [`has_work`](Shard::has_work).
 
+pub mod arrival;
 pub mod connection;
+mod drain;
 pub mod fanout;
 pub mod held;
 pub mod home;
 pub mod intake;
+pub mod journal;
 pub mod peers;
 mod pending;
 pub mod rebase;
+mod receipts;
 pub mod room;
 pub mod stats;
 mod viewer;
 pub mod wheel;
 
-pub use self::viewer::{JoinError, Speech};
+pub use self::viewer::{Entry, JoinError, Speech};
 
 use std::collections::HashMap;
 use std::net::TcpStream;
@@ -30,32 +34,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
 use tracing::debug;
 
 use self::connection::{Connections, LINGER, ViewerKey, farewell};
+use self::drain::Drain;
 use self::fanout::{Fanout, Finished};
 use self::held::{HoldSettings, Line};
 use self::home::{HomeSettings, Homes};
+use self::journal::Journal;
 use self::peers::{
-    AdmissionView, Asker, Events, LocalShards, Message, Override, Path as _, Placement as _,
-    Standing,
+    AdmissionView, Asker, LocalShards, Message, Override, Path as _, Placement as _, Standing,
 };
 use self::rebase::Rebases;
+use self::receipts::{Chase, ack_slot};
 use self::room::LocalRoom;
 use self::stats::ShardStats;
 use self::wheel::Wheel;
 use crate::clock::Clock;
+use crate::engine::confirm;
 use crate::engine::delivery::LadderSettings;
 use crate::engine::ids::{RoomId, ShardId};
+use crate::engine::room::Restored;
 use crate::engine::time::Time;
 use crate::wire::Format;
 use crate::wire::close::CloseReason;
 use crate::wire::message::ServerMessage;
 use crate::wire::shared::{SharedFrame, message};
-
-/// Viewers sent away between two looks at the mailbox, in a drain.
-const GOODBYES: usize = 512;
 
 /// Work that waits in front of the rooms and is no passing moment's: with less,
 /// only the home itself may refuse.
@@ -84,6 +88,8 @@ pub struct ShardSettings {
     pub pong_timeout: Duration,
     /// How new joins wait under overload.
     pub hold: HoldSettings,
+    /// How acknowledgements are kept score of.
+    pub confirm: confirm::Settings,
     /// In a drain, viewers come back at random moments within this.
     pub reconnect_spread: Duration,
     /// Seeds reconnect delays and session names.
@@ -114,20 +120,9 @@ pub struct Shard {
     /// What the other shards know of this one.
     told: Standing,
     draws: u64,
+    chase: Chase,
     /// What it did. Gauges are filled in when asked for.
     pub stats: ShardStats,
-}
-
-/// The stages of leaving.
-enum Drain {
-    /// Rooms are being flushed.
-    Flushing(oneshot::Sender<()>),
-    /// They are; other shards may still have frames for viewers here.
-    Flushed,
-    /// Everyone is sent away, those listed are still to be told.
-    Leaving(oneshot::Sender<()>, Vec<ViewerKey>),
-    /// Nobody is left.
-    Left,
 }
 
 impl Shard {
@@ -143,7 +138,7 @@ impl Shard {
         Self {
             id,
             viewers: Connections::new(settings.ladder, now),
-            homes: Homes::new(settings.homes.clone(), now),
+            homes: Homes::new(id, settings.homes.clone(), now),
             draws: settings.seed,
             settings,
             clock,
@@ -161,26 +156,21 @@ impl Shard {
             more_joins: false,
             rebases: Rebases::default(),
             told: Standing::OPEN,
+            chase: Chase::new(now),
             stats: ShardStats::default(),
         }
+    }
+
+    /// Rooms at home here go by way of a log, and those it knows go on where
+    /// they stopped. Call before anything else.
+    pub fn attach_log(&mut self, journal: Arc<dyn Journal>, rooms: Vec<(RoomId, Restored, Time)>) {
+        self.homes.attach(self.id, journal, rooms);
     }
 
     /// Which shard it is.
     #[must_use]
     pub fn id(&self) -> ShardId {
         self.id
-    }
-
-    /// Whether it is sending everyone away.
-    #[must_use]
-    pub fn is_draining(&self) -> bool {
-        self.drain.is_some()
-    }
-
-    /// Whether a drain has sent everyone away.
-    #[must_use]
-    pub fn is_drained(&self) -> bool {
-        matches!(self.drain, Some(Drain::Left))
     }
 
     /// Takes over a connected, non-blocking socket.
@@ -194,9 +184,10 @@ impl Shard {
     /// The first message to a viewer; the only one but `goaway` in a drain.
     pub fn welcome(&mut self, key: ViewerKey) {
         let draw = self.draw() >> 32;
+        let ack_slot = ack_slot(key);
         let session = format!("{:x}-{:x}-{draw:x}", self.id.0, key.index);
         let ping_interval_ms = self.settings.ping_interval.as_millis() as u64;
-        self.reply(key, &ServerMessage::Welcome { session: &session, ping_interval_ms });
+        self.reply(key, &ServerMessage::Welcome { session: &session, ping_interval_ms, ack_slot });
         if self.is_draining() {
             self.dismiss(key);
         }
@@ -207,32 +198,36 @@ impl Shard {
         let now = self.clock.now();
         let peers = Arc::clone(&self.peers);
         let path = peers.as_ref();
+        let shared: Arc<dyn peers::Path> = Arc::clone(&peers) as _;
         match message {
             Message::Publish { room, events, parsed, origin } => {
                 self.homes.publish(&room, events, parsed, origin, path, now);
             }
             Message::Shunned { room, priorities } => self.homes.intake.shunned(&room, &priorities),
-            Message::Subscribe { room, shard, formats } => {
-                self.homes.subscribe(&room, shard, formats, path, now);
+            Message::Subscribe { room, shard, formats, resume } => {
+                self.homes.subscribe(&room, (shard, formats), resume, &shared, now);
             }
             Message::Presence { room, shard, viewers, formats } => {
                 self.homes.presence(&room, shard, viewers, formats, now);
             }
             Message::FrameOut { room } => self.homes.frame_out(&room, now),
             Message::Pull { room, from, to, viewer } => {
-                self.homes.pull(&room, from, to, viewer, path, now);
+                self.homes.pull(&room, (from, to), viewer, &shared, now);
             }
             // Whoever asked may have given up; then nobody hears the answer.
             Message::ReadRoom { room, reply } => {
                 let _ = reply.send(self.homes.read_room(&room, now));
             }
             Message::ReadEvents { room, after, limit, reply } => {
-                let events: Option<Events> = self.homes.read_events(&room, after, limit);
-                let _ = reply.send(events);
+                self.homes.read_events(&room, after, limit, reply, &shared, now);
             }
-            Message::Locate { viewer, ask } => self.homes.locate(viewer, ask, path, now),
+            Message::Locate { viewer, ask } => self.homes.locate(viewer, ask, &shared, now),
             Message::Located(position) => self.located(*position, now),
-            Message::Snapshot(snapshot) => self.complete_joins(&snapshot, now),
+            Message::Logged(logged) => {
+                self.homes.logged(&logged, path, &mut self.stats, now);
+            }
+            Message::LogRead(read) => self.homes.log_read(*read, path, now),
+            Message::Enter(entrance) => self.complete_joins(&entrance, now),
             Message::SubscribeRefused { room, code } => self.refuse_joins(&room, code),
             Message::Frame(frame) => self.begin_frame(frame, now),
             Message::Direct { viewer, bytes } => self.send(viewer, bytes),
@@ -262,7 +257,8 @@ impl Shard {
         }
         let second = started + Duration::from_secs(u64::from(self.wheel.next_second()));
         let next = self.homes.next_deadline().min(second);
-        self.next_late_join().map_or(next, |late| next.min(late))
+        let others = [self.next_late_join(), self.chase.next_deadline()];
+        others.into_iter().flatten().fold(next, Time::min)
     }
 
     /// Flushes due rooms, checks viewers whose time has come, tidies up.
@@ -272,6 +268,7 @@ impl Shard {
         let peers = Arc::clone(&self.peers);
         self.tick_intake(idle, now);
         self.more_joins = self.release_joins(now);
+        self.chase_receipts(now);
         self.homes.tick(peers.as_ref(), &mut self.stats, now);
         let second = self.viewers.second(now);
         if second >= self.wheel.next_second() {
@@ -369,7 +366,7 @@ impl Shard {
 
     fn finish_connection(&mut self, key: ViewerKey, reason: CloseReason, now: Time) {
         self.stats.closes[reason as usize] += 1;
-        self.leave_all(key);
+        self.leave_all(key, reason != CloseReason::Slow);
         if reason == CloseReason::Broken {
             self.viewers.release(key);
             return;
@@ -388,6 +385,7 @@ impl Shard {
         room.queue.push_back(frame);
         if room.job.is_none() && room.begin_job(now) {
             self.fanout.enqueue(index);
+            self.expect_receipts(index);
         }
     }
 
@@ -400,6 +398,7 @@ impl Shard {
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
         if room.begin_job(now) {
             self.fanout.enqueue(index);
+            self.expect_receipts(index);
         }
         self.send_home(&id, Message::FrameOut { room: id.clone() });
         self.drop_if_idle(index);
@@ -417,7 +416,7 @@ impl Shard {
             }
             // While a snapshot is awaited the subscription must stand, even
             // when the last viewer has left again.
-            if !(room.viewers() == 0 && room.subscribing) {
+            if !(room.viewers() == 0 && room.is_subscribing()) {
                 let report = Message::Presence {
                     room: room.id.clone(),
                     shard: self.id,
@@ -514,51 +513,6 @@ impl Shard {
                 .map(|(room, kind, until)| (room.clone(), Arc::clone(kind), until))
                 .collect(),
         }
-    }
-
-    /// Flush, wait for the others, send everyone away a few at a time, wait for
-    /// them to go.
-    fn step_drain(&mut self, now: Time) {
-        match self.drain.take() {
-            Some(Drain::Flushing(done)) => {
-                let peers = Arc::clone(&self.peers);
-                self.homes.flush_all(peers.as_ref(), &mut self.stats, now);
-                self.drain = Some(if self.homes.has_pending() {
-                    Drain::Flushing(done)
-                } else {
-                    // The server may have passed its deadline and be gone.
-                    let _ = done.send(());
-                    Drain::Flushed
-                });
-            }
-            Some(Drain::Leaving(done, mut leaving)) => {
-                for key in leaving.split_off(leaving.len().saturating_sub(GOODBYES)) {
-                    self.dismiss(key);
-                }
-                self.settle(now);
-                self.drain = Some(if self.viewers.is_empty() {
-                    let _ = done.send(());
-                    Drain::Left
-                } else {
-                    Drain::Leaving(done, leaving)
-                });
-            }
-            other => self.drain = other,
-        }
-    }
-
-    /// Whether a drain wants to be stepped at once rather than at a deadline.
-    #[must_use]
-    pub fn is_leaving(&self) -> bool {
-        matches!(&self.drain, Some(Drain::Leaving(_, leaving)) if !leaving.is_empty())
-    }
-
-    /// Tells a viewer when to come back, and closes it.
-    fn dismiss(&mut self, key: ViewerKey) {
-        let spread = self.settings.reconnect_spread.as_millis() as u64;
-        let reconnect_after_ms = self.draw() % (spread + 1);
-        self.reply(key, &ServerMessage::Goaway { reconnect_after_ms });
-        self.viewers.end(key, CloseReason::Drain);
     }
 
     /// The next number of this shard's own sequence (SplitMix64, Steele et al.,

@@ -5,6 +5,7 @@
 //! registry of a metrics library is made for; the format itself is three line
 //! shapes.
 
+mod delivery;
 mod overload;
 mod slow;
 
@@ -15,6 +16,7 @@ use crate::engine::kind::Lane;
 use crate::engine::outcome::Refusal;
 use crate::engine::stats::DropReason;
 use crate::ingress::stats::{EdgeStats, GRPC_RESULTS, HANDSHAKES, REFUSALS, ROUTES, STATUSES};
+use crate::log::LogStats;
 use crate::shard::stats::{Histogram, JOIN_RESULTS, PUBLISH_REFUSALS, ShardStats};
 use crate::wire::Format;
 use crate::wire::close::CloseReason;
@@ -35,6 +37,8 @@ pub struct Scrape<'a> {
     pub ready: bool,
     /// Sends viewers away.
     pub draining: bool,
+    /// The log's counters, if there is one.
+    pub log: Option<LogStats>,
     /// What the kernel says of the process.
     pub process: Process,
 }
@@ -68,6 +72,7 @@ pub fn render(scrape: &Scrape<'_>) -> String {
     connections(&mut text, &total, scrape.edges);
     grpc(&mut text, scrape.edges);
     shards(&mut text, scrape);
+    delivery::delivery(&mut text, &total, scrape);
     overload::overload(&mut text, &total, scrape);
     process(&mut text, scrape);
     text.out
@@ -372,6 +377,12 @@ fn absorb(total: &mut ShardStats, shard: &ShardStats) {
     add(&mut total.closes, &shard.closes);
     add(&mut total.messages, &shard.messages);
     add(&mut total.joins, &shard.joins);
+    add(&mut total.resumes, &shard.resumes);
+    add(&mut total.pulls, &shard.pulls);
+    total.confirmed += shard.confirmed;
+    total.carried_along += shard.carried_along;
+    total.missed += shard.missed;
+    total.arrival.absorb(&shard.arrival);
     add(&mut total.publish_refused, &shard.publish_refused);
     total.message_age.absorb(&shard.message_age);
     total.slice.absorb(&shard.slice);
@@ -400,6 +411,7 @@ mod tests {
             queued: &[0],
             ready: true,
             draining: false,
+            log: Some(LogStats::default()),
             process: Process::default(),
         };
         let text = render(&scrape);

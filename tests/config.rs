@@ -108,6 +108,7 @@ fn the_environment_overrides_every_leaf() {
         match (path, value) {
             ("server.listen", _) => "127.0.0.1:9000".into(),
             ("server.admin_listen", _) => "127.0.0.1:9001".into(),
+            ("durable.directory", _) => "elsewhere".into(),
             ("log.filter", _) => "warn".into(),
             ("log.format", _) => "json".into(),
             ("websocket.allowed_origins", _) => r#"["https://a.example"]"#.into(),
@@ -126,6 +127,7 @@ fn the_environment_overrides_every_leaf() {
                 "ordered" | "sampled" => "important".into(),
                 "append" | "latest" => "sum".into(),
                 "sum" | "sample" => "append".into(),
+                "logged" => "received".into(),
                 "key" => "user_key".into(),
                 "user_key" => "key".into(),
                 other => panic!("what to do with {path} = {other:?}?"),

@@ -135,7 +135,7 @@ impl Server {
 
     fn spawn(options: &ServerOptions, viewers: u32) -> Result<Server> {
         let program = match &options.server_bin {
-            Some(path) => path.clone(),
+            Some(path) => std::path::absolute(path)?,
             None => std::env::current_exe()?.with_file_name("tidegate"),
         };
         if !program.exists() {
@@ -175,9 +175,10 @@ impl Server {
             settings.push((name.to_owned(), value.to_owned()));
         }
         let mut command = sys::pinned_command(&program.to_string_lossy(), &cpus)?;
-        command.arg("serve");
+        // What it keeps is kept there, and removed with it.
+        command.arg("serve").current_dir(&dir);
         if let Some(file) = &options.server_config {
-            command.arg("--config").arg(file);
+            command.arg("--config").arg(std::path::absolute(file)?);
         }
         for (name, value) in settings {
             let name = name.replace('.', "__").to_ascii_uppercase();

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::section;
 use crate::engine::ids::Tier;
-use crate::engine::kind::{Kind, Lane, Merge, MergeBy};
+use crate::engine::kind::{Ack, Kind, Lane, Merge, MergeBy};
 
 section! {
 /// The rules of one kind, and the pattern for unknown names in `[unknown_kind]`.
@@ -39,6 +39,10 @@ pub struct KindConfig {
     pub max_payload_bytes: usize = 4_096,
     /// Whether viewers may publish it. Default `false`.
     pub viewer_publish: bool = false,
+    /// When the publisher of an important event is answered: `logged`, once it
+    /// is on disk, or `received`, at once; what then cannot be logged is dropped
+    /// and counted. Default `logged`.
+    pub ack: AckName = AckName::Logged,
     /// For `sum` by `user_key`: milliseconds without an event after which a combo
     /// is over and its total forgotten. Default 0: never.
     pub idle_reset_ms: u64 = 0,
@@ -55,6 +59,16 @@ pub enum LaneName {
     Ordered,
     /// See [`Lane::Sampled`].
     Sampled,
+}
+
+/// Name of the moment of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AckName {
+    /// See [`Ack::Logged`].
+    Logged,
+    /// See [`Ack::Received`].
+    Received,
 }
 
 /// Name of a merge rule.
@@ -105,6 +119,10 @@ impl KindConfig {
             tier: Tier(self.tier),
             ttl: some_millis(self.ttl_ms),
             max_payload_bytes: self.max_payload_bytes,
+            ack: match self.ack {
+                AckName::Logged => Ack::Logged,
+                AckName::Received => Ack::Received,
+            },
             viewer_publish: self.viewer_publish,
             idle_reset: some_millis(self.idle_reset_ms),
         }

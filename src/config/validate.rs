@@ -27,6 +27,7 @@ pub(super) fn check(config: &Config, auth_unread: bool) -> Vec<ConfigError> {
     server(config, auth_unread, &mut check);
     websocket(config, &mut check);
     rooms(config, &mut check);
+    super::durable::check(&config.durable, &mut check);
     super::delivery::check(config, &mut check);
     ingress(config, &mut check);
     admission(config, &mut check);
@@ -46,11 +47,21 @@ pub(super) struct Check {
 }
 
 impl Check {
-    fn fail(&mut self, path: &str, problem: impl Into<String>, allowed: impl Into<String>) {
+    pub(super) fn fail(
+        &mut self,
+        path: &str,
+        problem: impl Into<String>,
+        allowed: impl Into<String>,
+    ) {
         self.errors.push(ConfigError::new(path, problem).allowed(allowed));
     }
 
-    pub(super) fn range<T: PartialOrd + Display>(&mut self, path: &str, value: T, range: RangeInclusive<T>) {
+    pub(super) fn range<T: PartialOrd + Display>(
+        &mut self,
+        path: &str,
+        value: T,
+        range: RangeInclusive<T>,
+    ) {
         if !range.contains(&value) {
             let allowed = format!("{} to {}", range.start(), range.end());
             self.fail(path, format!("is {value}"), allowed);
@@ -149,6 +160,11 @@ fn rooms(config: &Config, check: &mut Check) {
     check.range("rooms.dedupe_sampled", rooms.dedupe_sampled, 0..=10_000_000);
     check.range("rooms.max_keys", rooms.max_keys, 1..=1_000_000);
     check.range("rooms.state_bytes", rooms.state_bytes, 1_024..=1_024 * MIB);
+    check.range("rooms.acks_per_second", rooms.acks_per_second, 1..=10_000_000);
+    check.range("rooms.pulls_per_second", rooms.pulls_per_second, 1..=10_000_000);
+    check.range("rooms.carry_after_ms", rooms.carry_after_ms, 100..=60_000);
+    check.range("rooms.carry_events", rooms.carry_events, 1..=100_000);
+    check.range("rooms.resume_events", rooms.resume_events, 0..=1_000_000);
     check.range("rooms.online_interval_ms", rooms.online_interval_ms, 0..=HOUR_MS);
     check.range("rooms.max_rooms", rooms.max_rooms, 1..=100_000_000);
     check.range("rooms.idle_ms", rooms.idle_ms, 10..=30 * 24 * HOUR_MS);

@@ -124,7 +124,7 @@ impl Draft<'_> {
 mod tests {
     use super::*;
     use crate::engine::ids::Tier;
-    use crate::engine::kind::{Kind, Lane, Merge};
+    use crate::engine::kind::{Ack, Kind, Lane, Merge};
 
     fn kinds() -> Kinds {
         let chat = Kind {
@@ -134,6 +134,7 @@ mod tests {
             tier: Tier(3),
             ttl: None,
             max_payload_bytes: 100,
+            ack: Ack::Logged,
             viewer_publish: true,
             idle_reset: None,
         };

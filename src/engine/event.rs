@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::confirm::Asked;
 use super::ids::{Epoch, ImportantNo, RoomId, Seq};
 use super::kind::Kind;
 use super::time::Time;
@@ -133,6 +134,8 @@ pub struct Frame {
     pub dropped: Vec<DroppedKind>,
     /// Viewers in the room, when that changed.
     pub online: Option<u32>,
+    /// How viewers are to acknowledge its important events; absent: not at all.
+    pub ack: Option<Asked>,
     /// Accepted events it stands for: carried, and merged into what is carried.
     pub represents: u64,
 }

@@ -57,6 +57,26 @@ impl History {
         }
     }
 
+    /// Numbers up to these were given before anything here was remembered;
+    /// important events up to `important` are no more in memory than that.
+    pub(super) fn begin_after(&mut self, seq: Seq, important: ImportantNo) {
+        self.sequenced.forgotten = seq.0;
+        self.important.forgotten = important.0;
+    }
+
+    /// Forgets sequenced events; `flushed` is the last number a frame covered.
+    pub(super) fn forget_sequenced(&mut self, flushed: Seq) {
+        let Ring { max_events, max_bytes, .. } = self.sequenced;
+        self.sequenced = Ring { forgotten: flushed.0, ..Ring::new(max_events, max_bytes) };
+    }
+
+    /// An important event of an earlier process.
+    pub(super) fn push_restored(&mut self, event: &Arc<Numbered>) {
+        if let Some(important) = event.important {
+            self.important.push(important.0, event.event.weight(), event);
+        }
+    }
+
     /// Sequenced events after `after`; `flushed` is the last number a frame covered.
     pub(super) fn after_seq(&self, after: Seq, flushed: Seq, limit: usize) -> Replay {
         self.sequenced.after(after.0, flushed.0, limit)
@@ -123,7 +143,10 @@ impl Ring {
             self.entries.reserve_exact(target - self.entries.len());
         }
         self.bytes += weight;
-        self.entries.push_back(Entry { number, weight, event: Arc::clone(event) });
+        let entry = Entry { number, weight, event: Arc::clone(event) };
+        // An event that others have gone ahead of comes late.
+        let late = self.entries.iter().rev().take_while(|entry| entry.number > number).count();
+        self.entries.insert(self.entries.len() - late, entry);
     }
 
     fn after(&self, after: u64, flushed: u64, limit: usize) -> Replay {

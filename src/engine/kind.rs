@@ -60,6 +60,16 @@ pub enum Merge {
     Sample(usize),
 }
 
+/// When the publisher of an important event hears that it was accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Ack {
+    /// When it is on disk: what was accepted survives the server's death.
+    #[default]
+    Logged,
+    /// At once. If it then cannot be logged it is dropped, and counted.
+    Received,
+}
+
 /// One configured kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kind {
@@ -76,6 +86,8 @@ pub struct Kind {
     pub ttl: Option<Duration>,
     /// Largest payload in bytes.
     pub max_payload_bytes: usize,
+    /// When its publisher is answered; matters on the important lane only.
+    pub ack: Ack,
     /// Whether viewers may publish it themselves.
     pub viewer_publish: bool,
     /// `Sum` by user and key: a combo with no event for this long is over and

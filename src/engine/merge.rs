@@ -105,6 +105,28 @@ impl Merges {
         }
     }
 
+    /// Whether [`admit`](Self::admit) would refuse an important event now.
+    pub(super) fn check(
+        &mut self,
+        event: &Event,
+        now: Time,
+        settings: &RoomSettings,
+    ) -> Result<(), Refusal> {
+        match event.kind.merge {
+            Merge::Append | Merge::Sample(_) => Ok(()),
+            Merge::Sum(by) => {
+                let hash = self.name(event, by, Use::SumByKey, Use::SumByUserKey);
+                let limits = self.limits(settings, self.latest.bytes());
+                self.totals.check(hash, by, event, now, limits)
+            }
+            Merge::Latest(by) => {
+                let hash = self.name_latest(event, by);
+                let limits = self.limits(settings, self.totals.bytes());
+                self.latest.check(hash, by, event, now, limits)
+            }
+        }
+    }
+
     /// Whether an event of a `sample(n)` kind is among the best so far.
     pub(super) fn sample(&mut self, event: &Event, n: usize, rank: Rank) -> Verdict {
         self.samples.offer(&event.kind, n, rank)

@@ -60,6 +60,9 @@ pub enum Refusal {
         /// When to try again, in milliseconds.
         retry_after_ms: u32,
     },
+    /// The log cannot take it, and what is not on disk is not accepted.
+    #[error("the log cannot take the event at present")]
+    LogUnavailable,
     /// The user sends more than the fixed limit.
     #[error("the user has used up its rate of events")]
     UserLimited {
@@ -68,12 +71,15 @@ pub enum Refusal {
     },
 }
 
+/// When the log may work again, in milliseconds.
+pub const LOG_RETRY_MS: u32 = 1_000;
+
 /// When an event may find room that was refused for lack of it, in milliseconds.
 pub const RETRY_AFTER_MS: u32 = 500;
 
 impl Refusal {
     /// How many refusals there are.
-    pub const COUNT: usize = 10;
+    pub const COUNT: usize = 11;
 
     /// Codes in the order of [`Refusal::index`].
     pub const CODES: [&'static str; Self::COUNT] = [
@@ -87,6 +93,7 @@ impl Refusal {
         "silenced",
         "room_limited",
         "user_limited",
+        "log_unavailable",
     ];
 
     /// Index into per-refusal tables.
@@ -103,6 +110,7 @@ impl Refusal {
             Refusal::Silenced { .. } => 7,
             Refusal::RoomLimited { .. } => 8,
             Refusal::UserLimited { .. } => 9,
+            Refusal::LogUnavailable => 10,
         }
     }
 
@@ -119,6 +127,7 @@ impl Refusal {
             Refusal::BufferFull | Refusal::TooManyKeys | Refusal::TooManyRooms => {
                 Some(RETRY_AFTER_MS)
             }
+            Refusal::LogUnavailable => Some(LOG_RETRY_MS),
             Refusal::Overloaded { retry_after_ms }
             | Refusal::Silenced { retry_after_ms }
             | Refusal::RoomLimited { retry_after_ms }

@@ -61,12 +61,12 @@ pub(super) struct Load {
 }
 
 impl Load {
-    fn add(&mut self, weight: usize) {
+    pub(super) fn add(&mut self, weight: usize) {
         self.events += 1;
         self.bytes += weight;
     }
 
-    fn remove(&mut self, weight: usize) {
+    pub(super) fn remove(&mut self, weight: usize) {
         self.events -= 1;
         self.bytes -= weight;
     }
@@ -116,9 +116,29 @@ impl Pending {
         self.important.events > 0
     }
 
-    /// Whether an important event has a place if everything else gives way.
-    pub(super) fn fits_important(&self, weight: usize, settings: &RoomSettings) -> bool {
-        !self.important.with(weight).exceeds(settings)
+    /// Whether an important event has a place, beside those that are `to_come`,
+    /// if everything else gives way.
+    pub(super) fn fits_important(
+        &self,
+        to_come: Load,
+        weight: usize,
+        settings: &RoomSettings,
+    ) -> bool {
+        let mut load = self.important.with(weight);
+        load.events += to_come.events;
+        load.bytes += to_come.bytes;
+        !load.exceeds(settings)
+    }
+
+    /// Whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.events == 0
+    }
+
+    /// Whether anything of a lower order waits.
+    pub(super) fn has_before(&self, order: u64) -> bool {
+        let first = self.slots.iter().find(|slot| slot.waiting.is_some());
+        first.is_some_and(|slot| slot.order < order)
     }
 
     /// Whether an event of this rank would be the first to go: known before
@@ -132,7 +152,8 @@ impl Pending {
         self.all.with(weight).exceeds(settings) && self.worst().is_none_or(|worst| worst < rank)
     }
 
-    /// Puts an event, whose order is the last one taken, at the end.
+    /// Puts an event in its place: at the end, unless its order was taken
+    /// earlier than others that wait.
     pub(super) fn push(&mut self, waiting: Waiting) {
         self.all.add(waiting.weight);
         if waiting.is_important() {
@@ -140,7 +161,14 @@ impl Pending {
         } else if self.ranked {
             self.ranks.push(waiting.rank);
         }
-        self.slots.push(Slot { order: waiting.rank.order, waiting: Some(waiting) });
+        let order = waiting.rank.order;
+        let slot = Slot { order, waiting: Some(waiting) };
+        if self.slots.last().is_none_or(|last| last.order < order) {
+            self.slots.push(slot);
+        } else {
+            let place = self.slots.partition_point(|slot| slot.order < order);
+            self.slots.insert(place, slot);
+        }
     }
 
     /// Takes out the event with this order, if it still waits.
@@ -164,14 +192,33 @@ impl Pending {
         self.take(worst.order)
     }
 
-    /// Takes everything, in order of acceptance.
-    pub(super) fn drain(&mut self) -> Vec<Waiting> {
+    /// Takes everything, or what has a lower order than `before`, in order.
+    pub(super) fn drain(&mut self, before: Option<u64>) -> Vec<Waiting> {
+        if let Some(before) = before
+            && self.slots.last().is_some_and(|last| last.order >= before)
+        {
+            return self.drain_before(before);
+        }
         let mut taken = Vec::with_capacity(self.all.events);
         taken.extend(self.slots.drain(..).filter_map(|slot| slot.waiting));
         (self.all, self.important) = (Load::default(), Load::default());
         (self.ranks, self.ranked) = (BinaryHeap::new(), false);
         // A burst's memory is given back with the first calm flush after it.
         self.slots.shrink_to((2 * taken.len()).max(16));
+        taken
+    }
+
+    /// Ranks of what is taken stay behind and are recognised when they come up.
+    fn drain_before(&mut self, before: u64) -> Vec<Waiting> {
+        let end = self.slots.partition_point(|slot| slot.order < before);
+        let taken: Vec<_> = self.slots.drain(..end).filter_map(|slot| slot.waiting).collect();
+        for waiting in &taken {
+            self.all.remove(waiting.weight);
+            if waiting.is_important() {
+                self.important.remove(waiting.weight);
+            }
+        }
+        self.compact();
         taken
     }
 
@@ -272,7 +319,7 @@ mod tests {
                     continue;
                 }
                 let new = waiting(&mut pending, level, important);
-                if important && !pending.fits_important(new.weight, &settings) {
+                if important && !pending.fits_important(Load::default(), new.weight, &settings) {
                     prop_assert_eq!(naive.iter().filter(|(i, _)| *i).count(), limit);
                     continue;
                 }
@@ -300,7 +347,7 @@ mod tests {
                 prop_assert!(pending.ranks.len() <= pending.slots.len());
                 prop_assert!(pending.memory_bytes() <= Pending::memory_bound(&settings));
             }
-            let left: Vec<Rank> = pending.drain().into_iter().map(|w| w.rank).collect();
+            let left: Vec<Rank> = pending.drain(None).into_iter().map(|w| w.rank).collect();
             prop_assert_eq!(left, naive.into_iter().map(|(_, r)| r).collect::<Vec<_>>());
             prop_assert_eq!(pending.load(), Load::default());
         }

@@ -21,9 +21,14 @@
 //! An id is recognised for as long as the window remembers it, whatever happened
 //! to its event. Two windows, for numbered and for sampled events, so that likes
 //! cannot push the id of a red packet out.
+//!
+//! In a durable room important events go by way of the log, see `staged`.
 
 mod frame;
 mod intake;
+mod restore;
+mod resume;
+mod staged;
 #[cfg(test)]
 mod tests;
 
@@ -44,6 +49,10 @@ use super::schedule::Ticks;
 use super::settings::{RoomSettings, Strain};
 use super::stats::RoomStats;
 use super::time::Time;
+pub use restore::Restored;
+pub use resume::{Position, Resumed};
+pub use staged::Offered;
+use staged::Staged;
 
 /// The state of one room. The module says in which order to call it.
 #[derive(Debug)]
@@ -56,6 +65,8 @@ pub struct Room {
     ticks: Ticks,
 
     given: Numbers,
+    /// The last important number that is safe: logged, or in need of no log.
+    committed: ImportantNo,
     flushed: Numbers,
     going_out: bool,
     online: Online,
@@ -64,6 +75,7 @@ pub struct Room {
     sequenced_ids: Window,
     sampled_ids: Window,
     merges: Merges,
+    staged: Staged,
     pending: Pending,
     open: Open,
     drops: Drops,
@@ -125,6 +137,7 @@ impl Room {
             epoch,
             level_key,
             given: Numbers::default(),
+            committed: ImportantNo::default(),
             flushed: Numbers::default(),
             going_out: false,
             online: Online { now: 0, sent: 0, told_apart: false, changed: now, sent_at: None },
@@ -132,6 +145,7 @@ impl Room {
             sequenced_ids: Window::new(settings.dedupe_sequenced),
             sampled_ids: Window::new(settings.dedupe_sampled),
             merges: Merges::new(level_key),
+            staged: Staged::default(),
             pending: Pending::default(),
             open: Open::default(),
             drops: Drops::default(),
@@ -192,10 +206,7 @@ impl Room {
         if self.going_out {
             return None;
         }
-        let events = self
-            .open
-            .since
-            .map(|since| if self.flushes_at_once() { since } else { self.tick_after(since) });
+        let events = self.open.since.map(|since| self.events_due(since));
         match (events, self.online_due()) {
             (Some(events), Some(online)) => Some(events.min(online)),
             (events, online) => events.or(online),
@@ -211,7 +222,7 @@ impl Room {
     /// The next frame, due or not, unless one is still going out or there is
     /// nothing to say: for a drain.
     pub fn flush_now(&mut self, now: Time) -> Option<Frame> {
-        let something = self.has_open() || self.online.differs();
+        let something = self.has_coverable() || self.online.differs();
         (something && !self.going_out).then(|| self.make_frame(now))
     }
 
@@ -270,6 +281,7 @@ impl Room {
             + self.sequenced_ids.memory_bytes()
             + self.sampled_ids.memory_bytes()
             + self.merges.memory_bytes()
+            + self.staged.memory_bytes()
             + self.pending.memory_bytes()
             + self.drops.memory_bytes()
             + self.history.memory_bytes()
@@ -283,6 +295,7 @@ impl Room {
             + Window::memory_bound(settings.dedupe_sequenced)
             + Window::memory_bound(settings.dedupe_sampled)
             + Merges::memory_bound(settings)
+            + Staged::memory_bound(settings.buffer_events)
             + Pending::memory_bound(settings)
             + Drops::memory_bound()
             + History::memory_bound(settings)
@@ -291,7 +304,7 @@ impl Room {
     /// No viewers, nothing that waits, and nothing on its way.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        self.online.now == 0 && !self.has_open() && !self.going_out
+        self.online.now == 0 && !self.has_open() && !self.going_out && self.staged.is_empty()
     }
 
     /// When an event was last published, the viewer count last set, or a frame last out.
@@ -310,6 +323,18 @@ impl Room {
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// The last number that a frame covered.
+    #[must_use]
+    pub fn sent_seq(&self) -> Seq {
+        self.flushed.seq
+    }
+
+    /// The last important number that a frame carried.
+    #[must_use]
+    pub fn sent_important(&self) -> ImportantNo {
+        self.flushed.important
     }
 
     /// The last number given.

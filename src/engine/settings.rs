@@ -67,6 +67,11 @@ pub struct RoomSettings {
     pub max_keys: usize,
     /// Bytes of totals and state, all kinds of the room together.
     pub state_bytes: usize,
+    /// Important events are logged before they are accepted and sent.
+    pub durable: bool,
+    /// What came after an important event that is being logged waits for it
+    /// this long, then goes ahead.
+    pub log_patience: Duration,
     /// How often at most a change of the viewer count alone makes a frame;
     /// zero: never.
     pub online_interval: Duration,

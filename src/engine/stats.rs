@@ -19,15 +19,18 @@ pub enum DropReason {
     FrameBudget,
     /// The buffer behind a frame that is still going out had no room left for its rank.
     BufferFull,
+    /// Its kind is answered on receipt, and then the log could not take it.
+    Unlogged,
 }
 
 impl DropReason {
     /// All reasons, in the order of their index.
-    pub const ALL: [DropReason; 4] = [
+    pub const ALL: [DropReason; 5] = [
         DropReason::SampledOut,
         DropReason::Expired,
         DropReason::FrameBudget,
         DropReason::BufferFull,
+        DropReason::Unlogged,
     ];
 
     /// Index into per-reason tables.
@@ -44,6 +47,7 @@ impl DropReason {
             DropReason::Expired => "expired",
             DropReason::FrameBudget => "frame_budget",
             DropReason::BufferFull => "buffer_full",
+            DropReason::Unlogged => "unlogged",
         }
     }
 }
@@ -63,7 +67,10 @@ pub struct RoomStats {
     /// Events that live on only in a total, or in a newer one of their key.
     pub merged: [u64; 3],
     /// Events taken and then shed, by reason and lane.
-    pub dropped: [[u64; 3]; 4],
+    pub dropped: [[u64; 3]; 5],
+    /// Important events that travel although their total or state had no room
+    /// any more when they had been logged.
+    pub unmerged: u64,
     /// Frames made.
     pub frames: u64,
 }
@@ -85,7 +92,8 @@ impl RoomStats {
     /// Adds the counts of another room, or of one about to be forgotten.
     pub fn absorb(&mut self, other: &RoomStats) {
         // Taken apart by name, so that a new counter cannot be left out.
-        let RoomStats { accepted, duplicates, refused, carried, merged, dropped, frames } = other;
+        let RoomStats { accepted, duplicates, refused, carried, merged, dropped, unmerged, frames } =
+            other;
         add(&mut self.accepted, accepted);
         self.duplicates += duplicates;
         add(&mut self.refused, refused);
@@ -94,6 +102,7 @@ impl RoomStats {
         for (into, from) in self.dropped.iter_mut().zip(dropped) {
             add(into, from);
         }
+        self.unmerged += unmerged;
         self.frames += frames;
     }
 }
@@ -113,19 +122,21 @@ mod tests {
         let one = RoomStats {
             accepted: [9, 8, 7],
             duplicates: 1,
-            refused: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10],
+            refused: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
             carried: [1, 1, 1],
             merged: [0, 2, 1],
-            dropped: [[0, 1, 1], [0, 1, 0], [0, 1, 0], [0, 1, 1]],
+            dropped: [[0, 1, 1], [0, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 0]],
+            unmerged: 4,
             frames: 3,
         };
         let mut sum = one.clone();
         sum.absorb(&one);
         assert_eq!(sum.accepted, [18, 16, 14]);
         assert_eq!((sum.duplicates, sum.frames), (2, 6));
-        assert_eq!(sum.refused, [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]);
+        assert_eq!(sum.refused, [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22]);
+        assert_eq!(sum.unmerged, 8);
         assert_eq!((sum.carried, sum.merged), ([2, 2, 2], [0, 4, 2]));
-        assert_eq!(sum.dropped, [[0, 2, 2], [0, 2, 0], [0, 2, 0], [0, 2, 2]]);
+        assert_eq!(sum.dropped, [[0, 2, 2], [0, 2, 0], [0, 2, 0], [0, 2, 2], [0, 0, 0]]);
         for lane in Lane::ALL {
             assert_eq!(sum.pending(lane), 2 * one.pending(lane));
         }

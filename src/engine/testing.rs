@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::event::{Event, Payload};
 use super::ids::Tier;
-use super::kind::{Kind, Lane, Merge, MergeBy};
+use super::kind::{Ack, Kind, Lane, Merge, MergeBy};
 use super::settings::RoomSettings;
 use super::time::Time;
 
@@ -35,6 +35,8 @@ pub(super) fn settings() -> RoomSettings {
         dedupe_sampled: 1_000,
         max_keys: 100,
         state_bytes: 1 << 20,
+        durable: false,
+        log_patience: Duration::from_millis(500),
         online_interval: Duration::from_secs(1),
     }
 }
@@ -60,6 +62,7 @@ pub(super) fn build(name: &str, lane: Lane, merge: Merge, tier: u8, id: &str) ->
         tier: Tier(tier),
         ttl: None,
         max_payload_bytes: 1 << 20,
+        ack: Ack::Logged,
         viewer_publish: false,
         idle_reset: None,
     };

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::pending::Pending;
-use super::rebase::{Position, Rebases};
+use super::rebase::{Located, Rebases};
 use super::stats::ShardStats;
 use crate::engine::delivery::{Ask, Cut, LadderSettings, Rung, Verdict};
 use crate::engine::ids::RoomId;
@@ -440,7 +440,7 @@ impl Connections {
     /// Gives a slow viewer what its room's home answered.
     pub fn answer(
         &mut self,
-        position: &Position,
+        position: &Located,
         rebases: &mut Rebases,
         stats: &mut ShardStats,
         now: Time,

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use super::connection::{Speaker, ViewerKey};
 use super::stats::{JOIN_RESULTS, count};
-use super::{JoinError, Shard};
+use super::{Entry, JoinError, Shard};
 use crate::engine::ids::RoomId;
+use crate::engine::room::Position;
 use crate::engine::time::Time;
 use crate::wire::message::ServerMessage;
 
@@ -32,6 +33,8 @@ struct Held {
     room: RoomId,
     user: Arc<str>,
     speaker: Speaker,
+    resume: Option<Position>,
+    acks: bool,
     since: Time,
 }
 
@@ -51,15 +54,15 @@ impl Shard {
         &mut self,
         key: ViewerKey,
         room: &RoomId,
-        user: &Arc<str>,
-        speaker: Speaker,
+        how: Entry<'_>,
         now: Time,
     ) -> Result<(), JoinError> {
         if self.held.len() >= self.settings.hold.most {
             return Err(self.overloaded());
         }
+        let Entry { user, speaker, resume, acks } = how;
         let (room, user) = (room.clone(), Arc::clone(user));
-        self.held.0.push_back(Held { key, room, user, speaker, since: now });
+        self.held.0.push_back(Held { key, room, user, speaker, resume, acks, since: now });
         count(&mut self.stats.joins, &JOIN_RESULTS, "held");
         Ok(())
     }
@@ -82,7 +85,12 @@ impl Shard {
             let entered = if holding {
                 Err(self.overloaded())
             } else {
-                self.enter(held.key, &held.room, &held.user, held.speaker)
+                let Held { user, speaker, resume, acks, .. } = &held;
+                self.enter(
+                    held.key,
+                    &held.room,
+                    Entry { user, speaker: *speaker, resume: *resume, acks: *acks },
+                )
             };
             if let Err(error) = entered {
                 self.refuse_join(held.key, &held.room, error);

@@ -5,19 +5,23 @@
 //! arrives meanwhile is merged. So the flush interval stretches by itself when
 //! fan-out takes longer than the interval.
 
+mod durable;
+mod read;
+mod resume;
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::intake::{Intake, IntakeSettings};
-use super::peers::{After, Answered, Asker, Events, Message, Origin, Path};
-use super::rebase::Position;
+use super::peers::{Answered, Message, Origin, Path};
 use super::stats::ShardStats;
 use crate::clock::Clock;
-use crate::engine::delivery::{Ask, Cut};
-use crate::engine::event::{Event, Frame};
-use crate::engine::ids::{Epoch, ImportantNo, RoomId, Seq, ShardId};
+use crate::engine::confirm::Budget;
+use crate::engine::delivery::Cut;
+use crate::engine::event::Event;
+use crate::engine::ids::{Epoch, RoomId, ShardId};
 use crate::engine::level::LevelKey;
 use crate::engine::outcome::{Outcome, Refusal};
 use crate::engine::priority::Advice;
@@ -51,6 +55,14 @@ pub struct HomeSettings {
     pub compression: Compression,
     /// Rooms open at once.
     pub max_rooms: usize,
+    /// Missed events that somebody who comes back is sent at most.
+    pub resume_events: usize,
+    /// Acknowledgements that viewers are asked for, over all rooms.
+    pub acks_per_second: u32,
+    /// Pulls answered, over all rooms.
+    pub pulls_per_second: u32,
+    /// The numbering of a room that the log knows is kept for this.
+    pub retention: Duration,
     /// A room without viewers and events is forgotten after this.
     pub idle: Duration,
     /// Of what stands in front of them.
@@ -67,7 +79,11 @@ struct HomeRoom {
     /// Valid entry of the timer heap.
     scheduled: Option<Time>,
     snapshot: Option<(Time, Arc<SharedSnapshot>)>,
+    entrances: Vec<resume::Cached>,
+    pulled: Vec<read::Pulled>,
     dirty: bool,
+    /// Publishers whose events are being logged.
+    waiters: Vec<durable::Waiter>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -89,12 +105,18 @@ pub struct Homes {
     next_sweep: Time,
     opened: u64,
     forgotten: RoomStats,
+    /// Which shard it is.
+    shard: ShardId,
+    durable: Option<durable::Durable>,
+    acks: Budget,
+    pulls: read::Pulls,
 }
 
 impl Homes {
     /// No rooms yet.
     #[must_use]
-    pub fn new(settings: HomeSettings, now: Time) -> Self {
+    pub fn new(shard: ShardId, settings: HomeSettings, now: Time) -> Self {
+        let HomeSettings { acks_per_second, pulls_per_second, .. } = settings;
         Self {
             level_key: LevelKey::from_seed(settings.seed),
             intake: Intake::new(settings.intake.clone(), now),
@@ -105,6 +127,10 @@ impl Homes {
             next_sweep: now + SWEEP_INTERVAL,
             opened: 0,
             forgotten: RoomStats::default(),
+            shard,
+            durable: None,
+            acks: Budget::new(acks_per_second, now),
+            pulls: read::Pulls::new(pulls_per_second, now),
         }
     }
 
@@ -134,19 +160,10 @@ impl Homes {
             while done < BATCH
                 && let Some(queued) = self.intake.next(now)
             {
-                let key = queued.key();
-                let outcome = match self.open(&queued.room, now) {
-                    Some(home) => home.room.publish(queued.event, now),
-                    None => {
-                        let refused = Refusal::TooManyRooms;
-                        self.intake.refused[refused.index()] += 1;
-                        Outcome::Rejected(refused)
-                    }
-                };
-                self.mark_dirty(&queued.room);
-                self.intake.done(key, outcome);
+                self.take(queued, now);
                 done += 1;
             }
+            self.submit();
             self.answer(path);
             // What is enough for a frame leaves now, not when all is taken in.
             self.flush_dirty(path, stats, now);
@@ -176,26 +193,6 @@ impl Homes {
         }
     }
 
-    /// A shard has viewers that want to join.
-    pub fn subscribe(
-        &mut self,
-        id: &RoomId,
-        shard: ShardId,
-        formats: u8,
-        path: &dyn Path,
-        now: Time,
-    ) {
-        let compression = self.settings.compression;
-        let Some(home) = self.open(id, now) else {
-            let refused = Message::SubscribeRefused { room: id.clone(), code: "too_many_rooms" };
-            return path.send(shard, refused);
-        };
-        let subscriber = home.subscriber(shard);
-        subscriber.formats |= formats;
-        let snapshot = home.snapshot(compression, now);
-        path.send(shard, Message::Snapshot(snapshot));
-    }
-
     /// A shard's viewers of a room came or went.
     pub fn presence(&mut self, id: &RoomId, shard: ShardId, viewers: u32, formats: u8, now: Time) {
         let Some(home) = self.rooms.get_mut(id) else { return };
@@ -217,87 +214,6 @@ impl Homes {
             home.room.frame_out(now);
             self.mark_dirty(id);
         }
-    }
-
-    /// Sends a viewer the important events it asks for, as far as memory has them.
-    pub fn pull(
-        &mut self,
-        id: &RoomId,
-        from: ImportantNo,
-        to: ImportantNo,
-        asker: Asker,
-        path: &dyn Path,
-        now: Time,
-    ) {
-        let compression = self.settings.compression;
-        let Some(home) = self.rooms.get(id) else { return };
-        let wanted = (to.0 + 1).saturating_sub(from.0).min(MAX_PULL) as usize;
-        let after = ImportantNo(from.0.saturating_sub(1));
-        let replay = home.room.history_after_important(after, wanted);
-        let send = |bytes| path.send(asker.shard, Message::Direct { viewer: asker.viewer, bytes });
-        if !replay.complete {
-            let error = ServerMessage::Error {
-                code: "history_gone",
-                reason: "some of the important events asked for are no longer held",
-                temporary: false,
-                room: Some(id.as_str()),
-                retry_after_ms: None,
-            };
-            send(message(asker.format, &error));
-        }
-        let seq = home.room.seq();
-        let frame = Frame {
-            room: id.clone(),
-            epoch: home.room.epoch(),
-            first_seq: Seq(seq.0 + 1),
-            last_seq: seq,
-            important: home.room.important(),
-            time: now,
-            oldest: now,
-            represents: replay.events.len() as u64,
-            events: replay.events,
-            totals: Vec::new(),
-            dropped: Vec::new(),
-            online: None,
-        };
-        send(SharedFrame::new(frame, compression).bytes(asker.format, Cut::Full).clone());
-    }
-
-    /// Tells a slow viewer's shard where a room stands.
-    pub fn locate(&mut self, viewer: Asker, ask: Ask, path: &dyn Path, now: Time) {
-        let compression = self.settings.compression;
-        let Some(home) = self.rooms.get_mut(&ask.room) else { return };
-        let owed = ask.from.map(|from| {
-            let after = ImportantNo(from.0.saturating_sub(1));
-            home.room.history_after_important(after, MAX_PULL as usize)
-        });
-        let snapshot = home.snapshot(compression, now);
-        let position = Position { viewer: viewer.viewer, ask, snapshot, owed };
-        path.send(viewer.shard, Message::Located(Box::new(position)));
-    }
-
-    /// Where a room stands, if it is open.
-    pub fn read_room(&mut self, id: &RoomId, now: Time) -> Option<Arc<SharedSnapshot>> {
-        let compression = self.settings.compression;
-        Some(self.rooms.get_mut(id)?.snapshot(compression, now))
-    }
-
-    /// What a room remembers after a number, if it is open.
-    #[must_use]
-    pub fn read_events(&self, id: &RoomId, after: After, limit: usize) -> Option<Events> {
-        let room = &self.rooms.get(id)?.room;
-        let replay = match after {
-            After::Seq(seq) => room.history_after_seq(seq, limit),
-            After::Important(important) => room.history_after_important(important, limit),
-        };
-        Some(Events {
-            epoch: room.epoch(),
-            seq: room.seq(),
-            important: room.important(),
-            events: replay.events,
-            complete: replay.complete,
-            more: replay.more,
-        })
     }
 
     /// When [`tick`](Self::tick) has something to do.
@@ -347,7 +263,9 @@ impl Homes {
     #[must_use]
     pub fn has_pending(&self) -> bool {
         !self.intake.is_empty()
-            || self.rooms.values().any(|h| h.room.is_going_out() || h.room.next_flush().is_some())
+            || self.rooms.values().any(|HomeRoom { room, .. }| {
+                room.is_going_out() || room.awaits_log() || room.next_flush().is_some()
+            })
     }
 
     /// Adds what the rooms counted.
@@ -358,6 +276,7 @@ impl Homes {
         }
         stats.open_rooms = self.rooms.len() as u64;
         self.intake.count(stats);
+        stats.pulls = self.pulls.results;
         stats.room_bytes = 0;
         for home in self.rooms.values() {
             stats.rooms.absorb(home.room.stats());
@@ -371,16 +290,26 @@ impl Homes {
                 return None;
             }
             self.opened += 1;
-            let epoch = epoch(now, self.opened, self.settings.seed as u64);
             let settings = Arc::clone(&self.settings.room);
-            let room = Room::new(id.clone(), epoch, self.level_key, settings, now);
+            let room = match self.wake(id) {
+                Some(restored) => {
+                    Room::restored(id.clone(), &restored, self.level_key, settings, now)
+                }
+                None => {
+                    let epoch = epoch(now, self.opened, self.settings.seed as u64);
+                    Room::new(id.clone(), epoch, self.level_key, settings, now)
+                }
+            };
             let home = HomeRoom {
                 room,
                 shards: Vec::new(),
                 awaited: 0,
                 scheduled: None,
                 snapshot: None,
+                entrances: Vec::new(),
+                pulled: Vec::new(),
                 dirty: false,
+                waiters: Vec::new(),
             };
             self.rooms.insert(id.clone(), home);
         }
@@ -415,6 +344,10 @@ impl Homes {
         loop {
             let frame = if at_once { home.room.flush_now(now) } else { home.room.flush(now) };
             let Some(frame) = frame else { break };
+            let mut frame = frame;
+            if frame.events.iter().any(|event| event.important.is_some()) {
+                frame.ack = self.acks.ask(home.room.online(), now);
+            }
             home.broadcast(SharedFrame::new(frame, compression), path, stats);
             if home.awaited > 0 {
                 break;
@@ -433,14 +366,20 @@ impl Homes {
 
     fn sweep(&mut self, now: Time) {
         self.next_sweep = now + SWEEP_INTERVAL;
-        let idle = self.settings.idle;
+        self.forget_asleep(now);
+        let (idle, retention) = (self.settings.idle, self.settings.retention);
         let forgotten = &mut self.forgotten;
         self.rooms.retain(|_, home| {
-            let keep = !home.shards.is_empty()
-                || home.awaited > 0
-                || !home.room.is_quiet()
-                || now.since(home.room.last_activity()) < idle;
-            if !keep {
+            let silent = now.since(home.room.last_activity());
+            if !home.shards.is_empty() || home.awaited > 0 || !home.room.is_quiet() || silent < idle
+            {
+                return true;
+            }
+            // What the log knows of a room must not begin again at 1.
+            let keep = home.room.last_reservation().is_some() && silent < retention;
+            if keep {
+                home.room.rest();
+            } else {
                 forgotten.absorb(home.room.stats());
             }
             keep
@@ -460,19 +399,10 @@ impl HomeRoom {
         &mut self.shards[index]
     }
 
-    fn snapshot(&mut self, compression: Compression, now: Time) -> Arc<SharedSnapshot> {
-        if let Some((made, snapshot)) = &self.snapshot
-            && now.since(*made) < SNAPSHOT_AGE
-        {
-            return Arc::clone(snapshot);
-        }
-        let snapshot = Arc::new(SharedSnapshot::new(self.room.snapshot(now), compression));
-        self.snapshot = Some((now, Arc::clone(&snapshot)));
-        snapshot
-    }
-
     fn broadcast(&mut self, frame: SharedFrame, path: &dyn Path, stats: &mut ShardStats) {
         self.snapshot = None;
+        self.entrances.clear();
+        self.pulled.clear();
         self.awaited = self.shards.len();
         let used = self.shards.iter().fold(0, |mask, s| mask | s.formats);
         // Encoded here, before it is shared: the other shards must not find
@@ -531,6 +461,7 @@ fn refusal_reason(refusal: Refusal) -> &'static str {
         Refusal::Silenced { .. } => "an operator has silenced this kind in the room",
         Refusal::RoomLimited { .. } => "the room has used up its rate of events",
         Refusal::UserLimited { .. } => "the user has used up its rate of events",
+        Refusal::LogUnavailable => "the log cannot take the event at present",
     }
 }
 

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::connection::ViewerKey;
-use super::rebase::Position;
+use super::rebase::Located;
 use super::stats::ShardStats;
 use crate::engine::delivery::Ask;
 use crate::engine::event::{Event, Numbered};
@@ -22,7 +22,9 @@ use crate::engine::ladder::Rung;
 use crate::engine::level::{HourKey, LevelKey};
 use crate::engine::outcome::Outcome;
 use crate::engine::priority::{AdmissionLevel, Advice, Priority};
+use crate::engine::room::Position;
 use crate::engine::time::Time;
+use crate::log::{Logged, ReadAnswer};
 use crate::wire::Format;
 use crate::wire::shared::{SharedFrame, SharedSnapshot};
 
@@ -57,6 +59,8 @@ pub enum Message {
         shard: ShardId,
         /// Its formats, a bit each.
         formats: u8,
+        /// Where they left off.
+        resume: Option<Position>,
     },
     /// To the home: how many viewers a shard has. None ends the subscription.
     Presence {
@@ -69,8 +73,8 @@ pub enum Message {
         /// Their formats, a bit each.
         formats: u8,
     },
-    /// To a subscribed shard: where the room stands.
-    Snapshot(Arc<SharedSnapshot>),
+    /// To a subscribed shard: for those who wait to join from one position.
+    Enter(Arc<Entrance>),
     /// To a shard: its subscription is refused.
     SubscribeRefused {
         /// Which room.
@@ -111,7 +115,7 @@ pub enum Message {
         ask: Ask,
     },
     /// To a slow viewer's shard: there.
-    Located(Box<Position>),
+    Located(Box<Located>),
     /// To the home: where does the room stand? Nobody there: `None`.
     ReadRoom {
         /// Which room.
@@ -119,6 +123,10 @@ pub enum Message {
         /// Who asks.
         reply: oneshot::Sender<Option<Arc<SharedSnapshot>>>,
     },
+    /// To the home: the log has decided on a batch.
+    Logged(Logged),
+    /// To the home: what the log had.
+    LogRead(Box<LogRead>),
     /// To the home: what came after a number? Nobody there: `None`.
     ReadEvents {
         /// Which room.
@@ -142,6 +150,25 @@ pub enum Message {
     /// Second step, once every shard is through with the first: send everyone
     /// away. Answered when the last connection is closed.
     Leave(oneshot::Sender<()>),
+}
+
+/// How those who come from one position enter a room.
+#[derive(Debug)]
+pub struct Entrance {
+    /// Where the room stands.
+    pub snapshot: Arc<SharedSnapshot>,
+    /// Whom it is for: those who left off here, or come anew.
+    pub resume: Option<Position>,
+    /// What they missed, after the snapshot.
+    pub replay: Option<Arc<SharedFrame>>,
+}
+
+impl Entrance {
+    /// Missed events it brings.
+    #[must_use]
+    pub fn events(&self) -> usize {
+        self.replay.as_ref().map_or(0, |replay| replay.frame().events.len())
+    }
 }
 
 /// What an operator can decide instead of the server.
@@ -240,6 +267,56 @@ pub struct Events {
     pub complete: bool,
     /// There are more than the limit.
     pub more: bool,
+}
+
+/// What the log brought, and for whom.
+#[derive(Debug)]
+pub struct LogRead {
+    /// Which room's events.
+    pub room: RoomId,
+    /// What for.
+    pub wanted: Wanted,
+    /// The events.
+    pub answer: ReadAnswer,
+}
+
+/// Why the log is read.
+#[derive(Debug)]
+pub enum Wanted {
+    /// A viewer pulls.
+    Pull {
+        /// From where.
+        after: ImportantNo,
+        /// How many at most.
+        events: usize,
+        /// Who.
+        asker: Asker,
+    },
+    /// A reader over HTTP.
+    Http {
+        /// From where.
+        after: ImportantNo,
+        /// How many at most.
+        events: usize,
+        /// Who.
+        reply: oneshot::Sender<Option<Events>>,
+    },
+    /// A slow viewer skips ahead.
+    Locate {
+        /// Who.
+        viewer: Asker,
+        /// What it asked for.
+        ask: Ask,
+        /// From where.
+        after: ImportantNo,
+    },
+    /// Viewers come back.
+    Resume {
+        /// On which shard.
+        shard: ShardId,
+        /// From where.
+        from: Position,
+    },
 }
 
 /// Who is a room's home?
@@ -438,7 +515,7 @@ mod tests {
     use super::*;
     use crate::engine::event::Payload;
     use crate::engine::ids::Tier;
-    use crate::engine::kind::{Kind, Lane, Merge};
+    use crate::engine::kind::{Ack, Kind, Lane, Merge};
 
     const KEY: LevelKey = LevelKey::from_seed(1);
 
@@ -450,6 +527,7 @@ mod tests {
             tier: Tier(3),
             ttl: None,
             max_payload_bytes: 100,
+            ack: Ack::Logged,
             viewer_publish: true,
             idle_reset: None,
         };

@@ -31,7 +31,7 @@ use crate::wire::shared::{SharedFrame, SharedSnapshot, ViewerFrame};
 
 /// Where a room stands, for one slow viewer.
 #[derive(Debug)]
-pub struct Position {
+pub struct Located {
     /// Who asked.
     pub viewer: ViewerKey,
     /// What.
@@ -45,7 +45,7 @@ pub struct Position {
 /// Answers on hold, and the last debt that was written down.
 #[derive(Debug, Default)]
 pub struct Rebases {
-    parked: Vec<Position>,
+    parked: Vec<Located>,
     last: Option<Piece>,
 }
 
@@ -61,7 +61,7 @@ struct Piece {
 }
 
 impl Rebases {
-    fn piece(&mut self, position: &Position, from: ImportantNo, bytes: usize, now: Time) -> &Piece {
+    fn piece(&mut self, position: &Located, from: ImportantNo, bytes: usize, now: Time) -> &Piece {
         let same = |last: &Piece| {
             Arc::ptr_eq(&last.snapshot, &position.snapshot)
                 && (last.from, last.bytes) == (from, bytes)
@@ -73,14 +73,14 @@ impl Rebases {
     /// Gives a slow viewer what it asked for. `bytes`: of owed events at once.
     pub fn apply(
         &mut self,
-        position: &Position,
+        position: &Located,
         delivery: &mut Delivery<ViewerFrame>,
         format: Format,
         bytes: usize,
         stats: &mut ShardStats,
         now: Time,
     ) {
-        let Position { ask, snapshot, .. } = position;
+        let Located { ask, snapshot, .. } = position;
         let room = &ask.room;
         let owed_from = match delivery.wanted(room, ask.serial, ask.from) {
             Wanted::Nothing => return,
@@ -110,7 +110,7 @@ impl Rebases {
 }
 
 impl Piece {
-    fn new(position: &Position, from: ImportantNo, bytes: usize, now: Time) -> Self {
+    fn new(position: &Located, from: ImportantNo, bytes: usize, now: Time) -> Self {
         let snapshot = Arc::clone(&position.snapshot);
         let (events, more) =
             position.owed.as_ref().map_or((Vec::new(), false), |r| (r.events.clone(), r.more));
@@ -124,7 +124,7 @@ impl Piece {
 
 impl Shard {
     /// A home's answer.
-    pub(super) fn located(&mut self, position: Position, now: Time) {
+    pub(super) fn located(&mut self, position: Located, now: Time) {
         let Some(&index) = self.by_name.get(&position.ask.room) else { return };
         let Some(room) = self.rooms[index as usize].as_ref() else { return };
         if room.job.is_some() || !room.queue.is_empty() {
@@ -140,8 +140,8 @@ impl Shard {
             return;
         }
         let Some(room) = self.rooms[index as usize].as_ref() else { return };
-        let here = |position: &mut Position| position.ask.room == room.id;
-        let positions: Vec<Position> = self.rebases.parked.extract_if(.., here).collect();
+        let here = |position: &mut Located| position.ask.room == room.id;
+        let positions: Vec<Located> = self.rebases.parked.extract_if(.., here).collect();
         for position in positions {
             self.viewers.answer(&position, &mut self.rebases, &mut self.stats, now);
         }

@@ -9,7 +9,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::connection::{Connections, ViewerKey};
-use crate::engine::ids::{RoomId, ShardId};
+use crate::engine::confirm::{self, Confirmations};
+use crate::engine::ids::{Epoch, RoomId, Seq, ShardId};
+use crate::engine::room::Position;
 use crate::engine::time::Time;
 use crate::wire::Format;
 use crate::wire::shared::SharedFrame;
@@ -23,6 +25,17 @@ pub struct Member {
     pub format: Format,
     /// [`GONE`] or [`BACKLOGGED`]; zero in the common case.
     pub marks: u8,
+}
+
+/// A join that waits for the snapshot.
+#[derive(Debug, Clone, Copy)]
+pub struct Waiting {
+    /// Who.
+    pub key: ViewerKey,
+    /// Where it left off.
+    pub resume: Option<Position>,
+    /// It acknowledges important events as told.
+    pub acks: bool,
 }
 
 /// Left while a frame was going out.
@@ -57,14 +70,20 @@ pub struct LocalRoom {
     /// Frames behind it. The home sends the next one when all shards are done
     /// with the last, so there is at most one.
     pub queue: VecDeque<Arc<SharedFrame>>,
-    /// Viewers whose join waits for the snapshot.
-    pub waiting: Vec<ViewerKey>,
-    /// A snapshot was asked for.
-    pub subscribing: bool,
+    /// Viewers whose join waits for the snapshot, and where they left off.
+    pub waiting: Vec<Waiting>,
+    /// Positions for which a snapshot was asked.
+    pub asked: Vec<Option<Position>>,
     /// The home must hear how many viewers there are.
     pub presence_dirty: bool,
     /// Second of the last frame, for pings.
     pub last_frame: u32,
+    /// Numbering and last number of the last frame that began to go out.
+    pub stands_at: (Epoch, Seq),
+    /// Its scores wait for something, and the shard knows.
+    pub chased: bool,
+    /// What its viewers have acknowledged, in the order of `members`.
+    pub confirmations: Confirmations,
     gone: Vec<u32>,
     by_format: [u32; Format::COUNT],
 }
@@ -72,7 +91,7 @@ pub struct LocalRoom {
 impl LocalRoom {
     /// Nobody is in it yet.
     #[must_use]
-    pub fn new(id: RoomId, home: ShardId) -> Self {
+    pub fn new(id: RoomId, home: ShardId, confirm: confirm::Settings) -> Self {
         Self {
             id,
             home,
@@ -80,9 +99,12 @@ impl LocalRoom {
             job: None,
             queue: VecDeque::new(),
             waiting: Vec::new(),
-            subscribing: false,
+            asked: Vec::new(),
             presence_dirty: false,
             last_frame: 0,
+            stands_at: Default::default(),
+            chased: false,
+            confirmations: Confirmations::new(confirm),
             gone: Vec::new(),
             by_format: [0; Format::COUNT],
         }
@@ -101,6 +123,12 @@ impl LocalRoom {
         used.fold(0, |mask, f| mask | 1 << f.index())
     }
 
+    /// A snapshot was asked for.
+    #[must_use]
+    pub fn is_subscribing(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
     /// Nobody is in it or about to be, and nothing is on its way.
     #[must_use]
     pub fn is_idle(&self) -> bool {
@@ -108,7 +136,7 @@ impl LocalRoom {
             && self.waiting.is_empty()
             && self.job.is_none()
             && self.queue.is_empty()
-            && !self.subscribing
+            && !self.is_subscribing()
             && !self.presence_dirty
     }
 
@@ -122,13 +150,17 @@ impl LocalRoom {
     }
 
     /// Takes a viewer out. `room` is this room's index, for telling the member
-    /// that is moved into the hole.
-    pub fn remove(&mut self, room: u32, member: u32, viewers: &mut Connections) {
+    /// that is moved into the hole. `excused`: what it has not confirmed is not
+    /// due any more.
+    pub fn remove(&mut self, room: u32, member: u32, excused: bool, viewers: &mut Connections) {
         let entry = &mut self.members[member as usize];
         debug_assert_eq!(entry.marks & GONE, 0, "a member leaves once");
         self.by_format[entry.format.index()] -= 1;
         self.presence_dirty = true;
         entry.marks |= GONE;
+        if excused {
+            self.confirmations.left(member as usize);
+        }
         self.gone.push(member);
         if self.job.is_none() {
             self.close_holes(room, viewers);
@@ -140,6 +172,8 @@ impl LocalRoom {
         debug_assert!(self.job.is_none());
         let Some(frame) = self.queue.pop_front() else { return false };
         let end = self.members.len();
+        self.stands_at = (frame.frame().epoch, frame.frame().last_seq);
+        self.confirmations.sent(frame.frame(), end, now);
         self.job = Some(Job { frame, cursor: 0, end, started: now });
         true
     }
@@ -156,6 +190,7 @@ impl LocalRoom {
         self.gone.sort_unstable();
         while let Some(hole) = self.gone.pop() {
             self.members.swap_remove(hole as usize);
+            self.confirmations.removed(hole as usize);
             let Some(moved) = self.members.get(hole as usize) else { continue };
             let memberships = &mut viewers.row_mut(moved.viewer).memberships;
             if let Some(membership) = memberships.iter_mut().find(|m| m.room == room) {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::arrival::ArrivalStats;
 use crate::engine::admission::AdmissionStats;
 use crate::engine::delivery::Rung as SlowRung;
 use crate::engine::delivery::stats::DeliveryStats;
@@ -76,6 +77,14 @@ pub const JOIN_RESULTS: [&str; 8] = [
     "refused",
 ];
 
+/// How coming back was answered: with all that was missed, with the important
+/// part of it, or with less than that.
+pub const RESUME_RESULTS: [&str; 3] = ["recovered", "fresh", "missed"];
+
+/// How a pull was answered: from memory, with the bytes of another, from the
+/// log, with less than was asked for, or not yet.
+pub const PULL_RESULTS: [&str; 5] = ["memory", "shared", "log", "gone", "limited"];
+
 /// Why a viewer's own publish never reached a room.
 pub const PUBLISH_REFUSALS: [&str; 7] = [
     "not_joined",
@@ -134,6 +143,18 @@ pub struct ShardStats {
     pub messages: [u64; ClientMessage::NAMES.len()],
     /// Joins by [`JOIN_RESULTS`].
     pub joins: [u64; JOIN_RESULTS.len()],
+    /// Joins that said where they left off, by [`RESUME_RESULTS`].
+    pub resumes: [u64; RESUME_RESULTS.len()],
+    /// Pulls by [`PULL_RESULTS`].
+    pub pulls: [u64; PULL_RESULTS.len()],
+    /// Pairs of viewer and important event that were confirmed.
+    pub confirmed: u64,
+    /// Frames that carried important events along to viewers that were behind.
+    pub carried_along: u64,
+    /// Pairs of viewer and important event given up after that.
+    pub missed: u64,
+    /// How important events have arrived.
+    pub arrival: ArrivalStats,
     /// Viewers' publishes refused before they reached a room.
     pub publish_refused: [u64; PUBLISH_REFUSALS.len()],
     /// Joins waiting in line.
@@ -198,6 +219,12 @@ impl Default for ShardStats {
             closes: [0; CloseReason::ALL.len()],
             messages: [0; ClientMessage::NAMES.len()],
             joins: [0; JOIN_RESULTS.len()],
+            resumes: [0; RESUME_RESULTS.len()],
+            pulls: [0; PULL_RESULTS.len()],
+            confirmed: 0,
+            carried_along: 0,
+            missed: 0,
+            arrival: ArrivalStats::default(),
             publish_refused: [0; PUBLISH_REFUSALS.len()],
             joins_waiting: 0,
             queueing: Histogram::new(AGE_BOUNDS),

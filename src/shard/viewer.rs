@@ -9,16 +9,31 @@ use std::time::Duration;
 
 use super::Shard;
 use super::connection::{Membership, Speaker, ViewerKey, WAITING};
-use super::peers::{Message, Origin, Path as _, Placement as _};
-use super::room::LocalRoom;
-use super::stats::{JOIN_RESULTS, count};
+use super::peers::{Entrance, Message, Origin, Path as _, Placement as _};
+use super::receipts::ack_slot;
+use super::room::{LocalRoom, Waiting};
+use super::stats::{JOIN_RESULTS, RESUME_RESULTS, count};
+use crate::engine::delivery::Cut;
 use crate::engine::event::Event;
 use crate::engine::ids::{ImportantNo, RoomId};
 use crate::engine::outcome::RETRY_AFTER_MS;
+use crate::engine::room::Position;
 use crate::engine::time::Time;
 use crate::wire::close::CloseReason;
 use crate::wire::message::ServerMessage;
-use crate::wire::shared::SharedSnapshot;
+
+/// Who joins, and from where.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    /// Who.
+    pub user: &'a Arc<str>,
+    /// How it may speak.
+    pub speaker: Speaker,
+    /// Where it left off.
+    pub resume: Option<Position>,
+    /// It acknowledges important events as told.
+    pub acks: bool,
+}
 
 /// Why a viewer cannot join.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,28 +136,22 @@ impl Shard {
     ///
     /// # Errors
     /// [`JoinError`]; nothing has changed then.
-    pub fn join(
-        &mut self,
-        key: ViewerKey,
-        room: &RoomId,
-        user: &Arc<str>,
-        speaker: Speaker,
-    ) -> Result<(), JoinError> {
+    pub fn join(&mut self, key: ViewerKey, room: &RoomId, how: Entry<'_>) -> Result<(), JoinError> {
         // Nobody overtakes those in line.
         if self.homes.intake.ladder().holds_joins() || self.held.len() > 0 {
             let now = self.clock.now();
-            return self.hold_join(key, room, user, speaker, now);
+            return self.hold_join(key, room, how, now);
         }
-        self.enter(key, room, user, speaker)
+        self.enter(key, room, how)
     }
 
     pub(super) fn enter(
         &mut self,
         key: ViewerKey,
         room: &RoomId,
-        user: &Arc<str>,
-        speaker: Speaker,
+        how: Entry<'_>,
     ) -> Result<(), JoinError> {
+        let Entry { user, speaker, resume, acks } = how;
         let most = self.settings.max_rooms_per_connection;
         let index = self.by_name.get(room).copied();
         let Some(row) = self.viewers.get(key) else { return Ok(()) };
@@ -162,11 +171,13 @@ impl Shard {
         let membership = Membership { room: index, member: WAITING, speaker };
         self.viewers.row_mut(key.index).memberships.push(membership);
         let Some(room) = self.rooms[index as usize].as_mut() else { return Ok(()) };
-        room.waiting.push(key);
-        // One request serves all who come before its answer.
+        room.waiting.push(Waiting { key, resume, acks });
+        // One request serves all who come from a position before its answer.
         let formats = 1 << format.index();
-        if !std::mem::replace(&mut room.subscribing, true) {
-            let subscribe = Message::Subscribe { room: room.id.clone(), shard: self.id, formats };
+        if !room.asked.contains(&resume) {
+            room.asked.push(resume);
+            let (room_id, shard) = (room.id.clone(), self.id);
+            let subscribe = Message::Subscribe { room: room_id, shard, formats, resume };
             self.peers.send(room.home, subscribe);
         }
         Ok(())
@@ -183,7 +194,7 @@ impl Shard {
         let membership = row.memberships.remove(place);
         let alone = row.memberships.is_empty();
         row.idle_since = second;
-        self.leave_room(key, membership);
+        self.leave_room(key, membership, true);
         if alone {
             self.schedule(key, self.settings.join_timeout);
         }
@@ -274,11 +285,13 @@ impl Shard {
         self.schedule(key, Duration::from_secs(u64::from(next)));
     }
 
-    pub(super) fn complete_joins(&mut self, snapshot: &SharedSnapshot, now: Time) {
+    pub(super) fn complete_joins(&mut self, entrance: &Entrance, now: Time) {
+        let snapshot = &entrance.snapshot;
         let Some(&index) = self.by_name.get(&snapshot.snapshot().room) else { return };
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
-        room.subscribing = false;
-        for key in std::mem::take(&mut room.waiting) {
+        room.asked.retain(|asked| *asked != entrance.resume);
+        let entering = room.waiting.extract_if(.., |waits| waits.resume == entrance.resume);
+        for Waiting { key, resume, acks } in entering.collect::<Vec<_>>() {
             let Some(row) = self.viewers.get(key).filter(|row| row.is_open()) else { continue };
             let format = row.format;
             let Some(place) = row.memberships.iter().position(|m| m.room == index) else {
@@ -286,9 +299,23 @@ impl Shard {
             };
             let bytes = snapshot.joined(format).clone();
             self.viewers.send(key, bytes, &mut self.stats, now);
+            if let Some(replay) = &entrance.replay {
+                let bytes = replay.bytes(format, Cut::Full).clone();
+                self.viewers.send(key, bytes, &mut self.stats, now);
+            }
+            if resume.is_some() {
+                let recovery = snapshot.recovery();
+                let result = match (recovery.recovered, recovery.missed) {
+                    (true, _) => "recovered",
+                    (false, None) => "fresh",
+                    (false, Some(_)) => "missed",
+                };
+                count(&mut self.stats.resumes, &RESUME_RESULTS, result);
+            }
             let backlogged = self.viewers.has_backlog(key.index);
             let Some(room) = self.rooms[index as usize].as_mut() else { return };
             let member = room.add(key.index, format, backlogged);
+            room.confirmations.joined(ack_slot(key), acks, snapshot.snapshot().important);
             self.viewers.row_mut(key.index).memberships[place].member = member;
             count(&mut self.stats.joins, &JOIN_RESULTS, "joined");
             self.schedule(key, self.settings.ping_interval);
@@ -303,8 +330,8 @@ impl Shard {
     pub(super) fn refuse_joins(&mut self, id: &RoomId, code: &'static str) {
         let Some(&index) = self.by_name.get(id) else { return };
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
-        room.subscribing = false;
-        for key in std::mem::take(&mut room.waiting) {
+        room.asked.clear();
+        for Waiting { key, .. } in std::mem::take(&mut room.waiting) {
             let Some(row) = self.viewers.get(key) else { continue };
             row.memberships.retain(|m| m.room != index);
             count(&mut self.stats.joins, &JOIN_RESULTS, "refused");
@@ -320,29 +347,30 @@ impl Shard {
         self.drop_if_idle(index);
     }
 
-    pub(super) fn leave_all(&mut self, key: ViewerKey) {
+    /// `excused`: what it has not confirmed is not held against the arrival rate.
+    pub(super) fn leave_all(&mut self, key: ViewerKey, excused: bool) {
         let Some(row) = self.viewers.get(key) else { return };
         for membership in std::mem::take(&mut row.memberships) {
-            self.leave_room(key, membership);
+            self.leave_room(key, membership, excused);
         }
     }
 
-    fn leave_room(&mut self, key: ViewerKey, membership: Membership) {
+    fn leave_room(&mut self, key: ViewerKey, membership: Membership, excused: bool) {
         let index = membership.room;
         let now = self.clock.now();
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
         self.viewers.forget_room(key, &room.id, &mut self.stats, now);
         if membership.member == WAITING {
-            room.waiting.retain(|waiting| *waiting != key);
+            room.waiting.retain(|waiting| waiting.key != key);
         } else {
-            room.remove(index, membership.member, &mut self.viewers);
+            room.remove(index, membership.member, excused, &mut self.viewers);
             self.dirty_rooms.push(index);
         }
     }
 
     fn open_room(&mut self, id: &RoomId) -> u32 {
         let home = self.peers.home_of(id);
-        let room = Some(Box::new(LocalRoom::new(id.clone(), home)));
+        let room = Some(Box::new(LocalRoom::new(id.clone(), home, self.settings.confirm)));
         let index = match self.free_rooms.pop() {
             Some(index) => {
                 self.rooms[index as usize] = room;

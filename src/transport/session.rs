@@ -8,10 +8,11 @@ use crate::clock::Clock;
 use crate::engine::draft::Draft;
 use crate::engine::ids::{ImportantNo, RoomId};
 use crate::engine::kind::Kinds;
+use crate::engine::room::Position;
 use crate::limits::{CallerLimits, ClientTypes};
 use crate::shard::connection::{Speaker, ViewerKey};
 use crate::shard::stats::{JOIN_RESULTS, PUBLISH_REFUSALS, count};
-use crate::shard::{Shard, Speech};
+use crate::shard::{Entry, Shard, Speech};
 use crate::transport::websocket::decode::Inbound;
 use crate::transport::websocket::reader::Listener;
 use crate::wire::close::CloseReason;
@@ -73,17 +74,30 @@ impl Listener for Session {
 impl Session {
     fn granted(&mut self, shard: &mut Shard, key: ViewerKey, message: ClientMessage) {
         match message {
-            ClientMessage::Join { room, token, .. } => self.join(shard, key, &room, &token),
+            ClientMessage::Join { room, token, resume, acks } => {
+                self.join(shard, key, &room, &token, (resume, acks));
+            }
             ClientMessage::Leave { room } => leave(shard, key, &room),
             ClientMessage::Publish(event) => self.publish(shard, key, &event),
             ClientMessage::Pull { room, from, to } => pull(shard, key, &room, from, to),
-            // Tracked by the delivery engine once it keeps score; a client that
-            // acknowledges today does no harm.
-            ClientMessage::Ack { .. } | ClientMessage::Pong => {}
+            ClientMessage::Ack { room, important } => {
+                // An `ack` for a room that it has just left is no mistake.
+                if let Ok(room) = RoomId::new(&room) {
+                    shard.acknowledge(key, &room, important);
+                }
+            }
+            ClientMessage::Pong => {}
         }
     }
 
-    fn join(&mut self, shard: &mut Shard, key: ViewerKey, room: &str, token: &str) {
+    fn join(
+        &mut self,
+        shard: &mut Shard,
+        key: ViewerKey,
+        room: &str,
+        token: &str,
+        (resume, acks): (Option<Position>, bool),
+    ) {
         let grant = match self.auth.verify(token, self.clock.now()) {
             Ok(grant) => grant,
             Err(refused) => {
@@ -100,7 +114,9 @@ impl Session {
         };
         let any_kind = grant.role != Role::Viewer;
         let speaker = Speaker { any_kind, client: self.clients.number(grant.client_type()) };
-        if let Err(refused) = shard.join(key, &id, &grant.user, speaker) {
+        if let Err(refused) =
+            shard.join(key, &id, Entry { user: &grant.user, speaker, resume, acks })
+        {
             shard.refuse_join(key, &id, refused);
         }
     }

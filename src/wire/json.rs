@@ -12,10 +12,11 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::message::{ClientEvent, ClientMessage, Gap, Resume, ServerMessage};
+use super::message::{ClientEvent, ClientMessage, Gap, Recovery, ServerMessage};
 use crate::engine::event::{DroppedKind, Frame, Numbered, Payload, Snapshot, Total};
-use crate::engine::ids::ImportantNo;
+use crate::engine::ids::{Epoch, ImportantNo, Seq};
 use crate::engine::priority::Advice;
+use crate::engine::room::Position;
 
 /// Writes JSON fields in sequence, minding the commas.
 struct Object<'a> {
@@ -169,25 +170,29 @@ pub fn frame(out: &mut Vec<u8>, frame: &Frame) {
     if let Some(online) = frame.online {
         object.number("online", online);
     }
+    if let Some(ack) = frame.ack {
+        Object::new(object.name("ack"))
+            .number("one_in", ack.one_in)
+            .number("within_ms", ack.within_ms)
+            .end();
+    }
     object.end();
     outer.end();
 }
 
 /// A whole `joined` message.
-pub fn joined(out: &mut Vec<u8>, snapshot: &Snapshot, recovered: bool) {
+pub fn joined(out: &mut Vec<u8>, snapshot: &Snapshot, recovery: Recovery) {
     let mut outer = Object::new(out);
     let mut object = Object::new(outer.name("joined"));
     snapshot_fields(&mut object, snapshot);
-    object.boolean("recovered", recovered).end();
-    outer.end();
-}
-
-/// A whole `joined` message for a viewer that was sent less than others.
-pub fn rebased(out: &mut Vec<u8>, snapshot: &Snapshot) {
-    let mut outer = Object::new(out);
-    let mut object = Object::new(outer.name("joined"));
-    snapshot_fields(&mut object, snapshot);
-    object.boolean("recovered", false).boolean("rebased", true).end();
+    object.boolean("recovered", recovery.recovered);
+    if recovery.rebased {
+        object.boolean("rebased", true);
+    }
+    if let Some((from, to)) = recovery.missed {
+        Object::new(object.name("missed")).number("from", from.0).number("to", to.0).end();
+    }
+    object.end();
     outer.end();
 }
 
@@ -213,10 +218,11 @@ fn snapshot_fields(object: &mut Object<'_>, snapshot: &Snapshot) {
 pub fn server_message(out: &mut Vec<u8>, message: &ServerMessage<'_>) {
     let mut outer = Object::new(out);
     match message {
-        ServerMessage::Welcome { session, ping_interval_ms } => {
+        ServerMessage::Welcome { session, ping_interval_ms, ack_slot } => {
             Object::new(outer.name("welcome"))
                 .text("session", session)
                 .number("ping_interval_ms", *ping_interval_ms)
+                .number("ack_slot", *ack_slot)
                 .end();
         }
         ServerMessage::Gap(Gap { room, first_seq, last_seq, dropped: counts }) => {
@@ -261,6 +267,14 @@ pub fn server_message(out: &mut Vec<u8>, message: &ServerMessage<'_>) {
             .number("reconnect_after_ms", *reconnect_after_ms)
             .end(),
         ServerMessage::Ping => Object::new(outer.name("ping")).end(),
+        ServerMessage::Missed { room, from, to, within_ms } => {
+            Object::new(outer.name("missed"))
+                .text("room", room)
+                .number("from", from.0)
+                .number("to", to.0)
+                .number("within_ms", *within_ms)
+                .end();
+        }
         ServerMessage::Left { room } => Object::new(outer.name("left")).text("room", room).end(),
     }
     outer.end();
@@ -273,6 +287,8 @@ enum ClientJson<'a> {
         room: String,
         token: String,
         resume: Option<ResumeJson>,
+        #[serde(default)]
+        acks: bool,
     },
     Leave {
         room: String,
@@ -317,10 +333,13 @@ struct EventJson<'a> {
 pub fn client_message(text: &[u8]) -> Result<ClientMessage, String> {
     let message: ClientJson<'_> = serde_json::from_slice(text).map_err(|e| e.to_string())?;
     Ok(match message {
-        ClientJson::Join { room, token, resume } => {
-            let resume =
-                resume.map(|r| Resume { epoch: r.epoch, seq: r.seq, important: r.important });
-            ClientMessage::Join { room, token, resume }
+        ClientJson::Join { room, token, resume, acks } => {
+            let resume = resume.map(|r| Position {
+                epoch: Epoch(r.epoch),
+                seq: Seq(r.seq),
+                important: ImportantNo(r.important),
+            });
+            ClientMessage::Join { room, token, resume, acks }
         }
         ClientJson::Leave { room } => ClientMessage::Leave { room },
         ClientJson::Publish(event) => ClientMessage::Publish(ClientEvent {

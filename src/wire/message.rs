@@ -5,6 +5,7 @@ use bytes::Bytes;
 use crate::engine::event::{DroppedKind, Payload};
 use crate::engine::ids::{ImportantNo, Seq};
 use crate::engine::priority::Advice;
+use crate::engine::room::Position;
 
 /// From a viewer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +17,9 @@ pub enum ClientMessage {
         /// JWT.
         token: String,
         /// Where a broken connection left off.
-        resume: Option<Resume>,
+        resume: Option<Position>,
+        /// It acknowledges important events as told.
+        acks: bool,
     },
     /// Stop watching.
     Leave {
@@ -63,15 +66,16 @@ impl ClientMessage {
     }
 }
 
-/// Where a viewer's knowledge of a room ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Resume {
-    /// Numbering it was in.
-    pub epoch: u64,
-    /// Last `seq` seen.
-    pub seq: u64,
-    /// Last important number seen.
-    pub important: u64,
+/// How a viewer's coming back is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Recovery {
+    /// All that it missed follows.
+    pub recovered: bool,
+    /// It was in the room already and was sent less than others: this replaces
+    /// what it holds.
+    pub rebased: bool,
+    /// Important events that it missed and that do not follow, first and last.
+    pub missed: Option<(ImportantNo, ImportantNo)>,
 }
 
 /// A viewer's own event, unchecked.
@@ -101,6 +105,8 @@ pub enum ServerMessage<'a> {
         session: &'a str,
         /// Silence after which the server pings.
         ping_interval_ms: u64,
+        /// Says which samples of acknowledgements it belongs to.
+        ack_slot: u16,
     },
     /// What only this viewer lost.
     Gap(Gap<'a>),
@@ -146,6 +152,18 @@ pub enum ServerMessage<'a> {
     },
     /// Are you there?
     Ping,
+    /// It did not confirm these important events, though they were sent again:
+    /// it should pull them.
+    Missed {
+        /// Which room.
+        room: &'a str,
+        /// First.
+        from: ImportantNo,
+        /// Last.
+        to: ImportantNo,
+        /// At a random moment within this.
+        within_ms: u32,
+    },
     /// Answer to `leave`.
     Left {
         /// Which room.

@@ -3,10 +3,11 @@
 
 use prost::Message as _;
 
-use super::message::{ClientEvent, ClientMessage, Gap, Resume, ServerMessage, payload_of_bytes};
+use super::message::{ClientEvent, ClientMessage, Gap, Recovery, ServerMessage, payload_of_bytes};
 use crate::engine::event::{DroppedKind, Frame, Numbered, Snapshot, Total};
-use crate::engine::ids::ImportantNo;
+use crate::engine::ids::{Epoch, ImportantNo, Seq};
 use crate::engine::priority::Advice;
+use crate::engine::room::Position;
 
 /// Generated messages.
 #[allow(missing_docs, clippy::all)]
@@ -64,41 +65,34 @@ pub fn frame(frame: &Frame) -> Vec<u8> {
         totals: frame.totals.iter().map(total).collect(),
         dropped: dropped(&frame.dropped),
         online: frame.online,
+        ack: frame.ack.map(|a| v1::AckAsked { one_in: a.one_in, within_ms: a.within_ms }),
     }))
 }
 
 /// A whole `joined` message.
 #[must_use]
-pub fn joined(snapshot: &Snapshot, recovered: bool) -> Vec<u8> {
-    encode(Out::Joined(v1::Joined { recovered, ..state(snapshot) }))
-}
-
-/// A whole `joined` message for a viewer that was sent less than others.
-#[must_use]
-pub fn rebased(snapshot: &Snapshot) -> Vec<u8> {
-    encode(Out::Joined(v1::Joined { rebased: true, ..state(snapshot) }))
-}
-
-fn state(snapshot: &Snapshot) -> v1::Joined {
-    v1::Joined {
+pub fn joined(snapshot: &Snapshot, recovery: Recovery) -> Vec<u8> {
+    encode(Out::Joined(v1::Joined {
         room: snapshot.room.to_string(),
         epoch: snapshot.epoch.0,
         seq: snapshot.seq.0,
         important: snapshot.important.0,
         online: snapshot.online,
-        recovered: false,
+        recovered: recovery.recovered,
+        missed: recovery.missed.map(|(from, to)| v1::Missed { from: from.0, to: to.0 }),
         state: snapshot.state.iter().map(|e| event(e)).collect(),
         totals: snapshot.totals.iter().map(total).collect(),
-        rebased: false,
-    }
+        rebased: recovery.rebased,
+    }))
 }
 
 /// A message to one viewer.
 #[must_use]
 pub fn server_message(message: &ServerMessage<'_>) -> Vec<u8> {
     encode(match *message {
-        ServerMessage::Welcome { session, ping_interval_ms } => {
-            Out::Welcome(v1::Welcome { session: session.to_owned(), ping_interval_ms })
+        ServerMessage::Welcome { session, ping_interval_ms, ack_slot } => {
+            let (session, ack_slot) = (session.to_owned(), u32::from(ack_slot));
+            Out::Welcome(v1::Welcome { session, ping_interval_ms, ack_slot })
         }
         ServerMessage::Gap(Gap { room, first_seq, last_seq, dropped: counts }) => {
             Out::Gap(v1::Gap {
@@ -135,6 +129,10 @@ pub fn server_message(message: &ServerMessage<'_>) -> Vec<u8> {
             Out::Goaway(v1::Goaway { reconnect_after_ms, url: None })
         }
         ServerMessage::Ping => Out::Ping(v1::Ping {}),
+        ServerMessage::Missed { room, from, to, within_ms } => {
+            let (room, from, to) = (room.to_owned(), from.0, to.0);
+            Out::Missed(v1::MissedNotice { room, from, to, within_ms })
+        }
         ServerMessage::Left { room } => Out::Left(v1::Left { room: room.to_owned() }),
     })
 }
@@ -160,11 +158,12 @@ pub fn client_message(bytes: &[u8]) -> Result<ClientMessage, String> {
         In::Join(join) => ClientMessage::Join {
             room: join.room,
             token: join.token,
-            resume: join.resume.map(|r| Resume {
-                epoch: r.epoch,
-                seq: r.seq,
-                important: r.important,
+            resume: join.resume.map(|r| Position {
+                epoch: Epoch(r.epoch),
+                seq: Seq(r.seq),
+                important: ImportantNo(r.important),
             }),
+            acks: join.acks,
         },
         In::Leave(leave) => ClientMessage::Leave { room: leave.room },
         In::Publish(event) => ClientMessage::Publish(ClientEvent {

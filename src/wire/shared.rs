@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 
 use super::deflate::Deflater;
-use super::message::{Gap, ServerMessage};
+use super::message::{Gap, Recovery, ServerMessage};
 use super::{Format, frame, json, proto};
 use crate::engine::delivery::{self, Cut, owed};
 use crate::engine::event::{DroppedKind, Frame, Snapshot};
@@ -152,6 +152,7 @@ impl delivery::Frame for ViewerFrame {
 #[derive(Debug)]
 pub struct SharedSnapshot {
     snapshot: Snapshot,
+    recovery: Recovery,
     compression: Compression,
     joined: [OnceLock<Bytes>; Format::COUNT],
     rebased: [OnceLock<Bytes>; Format::COUNT],
@@ -161,9 +162,10 @@ pub struct SharedSnapshot {
 impl SharedSnapshot {
     /// Nothing is encoded yet.
     #[must_use]
-    pub fn new(snapshot: Snapshot, compression: Compression) -> Self {
+    pub fn new(snapshot: Snapshot, recovery: Recovery, compression: Compression) -> Self {
         Self {
             snapshot,
+            recovery,
             compression,
             joined: Default::default(),
             rebased: Default::default(),
@@ -177,17 +179,24 @@ impl SharedSnapshot {
         &self.snapshot
     }
 
+    /// How coming back is answered.
+    #[must_use]
+    pub fn recovery(&self) -> Recovery {
+        self.recovery
+    }
+
     /// The `joined` message for a socket.
     #[must_use]
     pub fn joined(&self, format: Format) -> &Bytes {
-        self.joined[format.index()].get_or_init(|| self.state(format, false))
+        self.joined[format.index()].get_or_init(|| self.state(format, self.recovery))
     }
 
     /// The `joined` message of a viewer that was sent less than others, to go on
     /// from.
     #[must_use]
     pub fn rebased(&self, format: Format) -> &Bytes {
-        self.rebased[format.index()].get_or_init(|| self.state(format, true))
+        self.rebased[format.index()]
+            .get_or_init(|| self.state(format, Recovery { rebased: true, ..Recovery::default() }))
     }
 
     /// A frame without numbers that tells a slow viewer the newest totals. `now`:
@@ -206,22 +215,16 @@ impl SharedSnapshot {
         self.compression
     }
 
-    fn state(&self, format: Format, rebased: bool) -> Bytes {
+    fn state(&self, format: Format, recovery: Recovery) -> Bytes {
         // Whoever reads this is in the room, though perhaps not yet counted.
         let online = self.snapshot.online.max(1);
         let snapshot = Snapshot { online, ..self.snapshot.clone() };
         let payload = if format.is_json() {
             let mut out = Vec::with_capacity(512);
-            if rebased {
-                json::rebased(&mut out, &snapshot);
-            } else {
-                json::joined(&mut out, &snapshot, false);
-            }
+            json::joined(&mut out, &snapshot, recovery);
             out
-        } else if rebased {
-            proto::rebased(&snapshot)
         } else {
-            proto::joined(&snapshot, false)
+            proto::joined(&snapshot, recovery)
         };
         encode(format, self.compression, &payload)
     }
@@ -266,7 +269,7 @@ mod tests {
     use super::*;
     use crate::engine::event::{Event, Numbered, Payload, Total};
     use crate::engine::ids::{Epoch, ImportantNo, Tier};
-    use crate::engine::kind::{Kind, Lane, Merge};
+    use crate::engine::kind::{Ack, Kind, Lane, Merge};
 
     const COMPRESSION: Compression = Compression { min_bytes: usize::MAX, level: 1 };
 
@@ -280,6 +283,7 @@ mod tests {
             max_payload_bytes: 100,
             viewer_publish: false,
             idle_reset: None,
+            ack: Ack::Logged,
         })
     }
 
@@ -319,6 +323,7 @@ mod tests {
             totals: Lane::ALL.map(kind).map(total).to_vec(),
             dropped: vec![DroppedKind { kind: kind(Lane::Ordered), count: 1 }],
             online: Some(7),
+            ack: None,
             represents: 9,
         };
         SharedFrame::new(frame, COMPRESSION)
@@ -367,7 +372,7 @@ mod tests {
             state: vec![event(Lane::Important, Some(5))],
             totals: vec![total],
         };
-        let shared = SharedSnapshot::new(snapshot, COMPRESSION);
+        let shared = SharedSnapshot::new(snapshot, Recovery::default(), COMPRESSION);
         let joined = json(shared.joined(Format::Json));
         assert!(joined["joined"]["rebased"].is_null(), "only where it says something");
         let rebased = json(shared.rebased(Format::Json));

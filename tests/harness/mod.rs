@@ -25,7 +25,40 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     /// Operators' address.
     pub(crate) admin: SocketAddr,
-    _folder: tempfile::TempDir,
+    environment: Vec<(String, String)>,
+    /// Holds its configuration and its log.
+    pub(crate) folder: tempfile::TempDir,
+}
+
+/// The server in a mount namespace of its own, with a file system in memory
+/// where its log is.
+fn on_small_disk(log: &std::path::Path, megabytes: u32) -> Command {
+    std::fs::create_dir_all(log).expect("a folder");
+    let script =
+        format!("mount -t tmpfs -o size={megabytes}m tmpfs \"$1\" && shift && exec \"$0\" \"$@\"");
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c"]);
+    command.arg(script).arg(env!("CARGO_BIN_EXE_tidegate")).arg(log);
+    command
+}
+
+fn spawn(
+    command: &mut Command,
+    folder: &std::path::Path,
+    environment: &[(String, String)],
+) -> Child {
+    let mut child = command
+        .args(["serve", "--config"])
+        .arg(folder.join("tidegate.toml"))
+        .envs(environment.iter().map(|(name, value)| (name, value)))
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the server starts");
+    let mut line = String::new();
+    let stdout = child.stdout.take().expect("piped");
+    BufReader::new(stdout).read_line(&mut line).expect("an announcement");
+    assert!(line.contains("serving on"), "announced {line:?}");
+    child
 }
 
 fn free_port() -> SocketAddr {
@@ -41,28 +74,55 @@ impl Server {
 
     /// The same with environment variables.
     pub(crate) fn start_with(extra: &str, environment: &[(&str, &str)]) -> Server {
+        Self::start_as(extra, environment, None)
+    }
+
+    fn start_as(extra: &str, environment: &[(&str, &str)], small_disk: Option<u32>) -> Server {
         let (address, admin) = (free_port(), free_port());
         let folder = tempfile::tempdir().expect("a folder");
         let config = folder.path().join("tidegate.toml");
+        let log = folder.path().join("log");
+        let log = log.display();
         // `extra` comes last, so that it may open sections of its own.
         let text = format!(
             "[server]\nlisten = \"{address}\"\nadmin_listen = \"{admin}\"\nshards = 2\n\
-             reconnect_spread_ms = 1000\n[log]\nfilter = \"warn\"\n\
+             reconnect_spread_ms = 1000\n[durable]\ndirectory = \"{log}\"\n[log]\nfilter = \"warn\"\n\
              [[auth.keys]]\nid = \"test\"\nalgorithm = \"HS256\"\nsecret = \"{SECRET}\"\n{extra}\n"
         );
         std::fs::write(&config, text).expect("a config");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tidegate"))
-            .args(["serve", "--config"])
-            .arg(&config)
-            .envs(environment.iter().copied())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the server starts");
-        let mut line = String::new();
-        let stdout = child.stdout.take().expect("piped");
-        BufReader::new(stdout).read_line(&mut line).expect("an announcement");
-        assert!(line.contains("serving on"), "announced {line:?}");
-        Server { child, address, admin, _folder: folder }
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let environment: Vec<_> = environment.iter().map(owned).collect();
+        let mut command = match small_disk {
+            None => Command::new(env!("CARGO_BIN_EXE_tidegate")),
+            Some(megabytes) => on_small_disk(&folder.path().join("log"), megabytes),
+        };
+        let child = spawn(&mut command, folder.path(), &environment);
+        Server { child, address, admin, environment, folder }
+    }
+
+    /// With a disk of its own for the log.
+    pub(crate) fn start_on_small_disk(extra: &str, megabytes: u32) -> Server {
+        Self::start_as(extra, &[], Some(megabytes))
+    }
+
+    /// A file beside the log, as the server sees its disk.
+    pub(crate) fn beside_log(&self, name: &str) -> std::path::PathBuf {
+        let log = self.folder.path().join("log").join(name);
+        let root = format!("/proc/{}/root", self.child.id());
+        std::path::Path::new(&root).join(log.strip_prefix("/").expect("absolute"))
+    }
+
+    /// Kills it without a warning.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("waited");
+    }
+
+    /// Starts it again, with the same configuration and log, once it is gone.
+    pub(crate) fn again(&mut self) {
+        self.child.wait().expect("waited");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        self.child = spawn(&mut command, self.folder.path(), &self.environment);
     }
 
     /// A token that holds for an hour.
@@ -207,6 +267,11 @@ impl Viewer {
     /// Asks to join.
     pub(crate) fn join(&mut self, room: &str, token: &str) {
         self.send(&json!({"join": {"room": room, "token": token}}));
+    }
+
+    /// Asks to join where another connection left off.
+    pub(crate) fn resume(&mut self, room: &str, token: &str, from: &Value) {
+        self.send(&json!({"join": {"room": room, "token": token, "resume": from}}));
     }
 
     /// The next message: its name and content.

@@ -211,6 +211,7 @@ impl Logged {
         let child = Command::new(env!("CARGO_BIN_EXE_tidegate"))
             .args(["serve", "--config"])
             .arg(&config)
+            .current_dir(&folder)
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()

@@ -153,6 +153,7 @@ impl Model {
             totals: self.flush_totals(),
             dropped: std::mem::take(&mut self.drops).into_values().collect(),
             online,
+            ack: None,
             represents,
         }
     }

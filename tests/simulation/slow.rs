@@ -23,10 +23,10 @@ use tidegate::engine::room::Room;
 use tidegate::engine::settings::RoomSettings;
 use tidegate::engine::time::Time;
 use tidegate::shard::connection::ViewerKey;
-use tidegate::shard::rebase::{Position, Rebases};
+use tidegate::shard::rebase::{Located, Rebases};
 use tidegate::shard::stats::ShardStats;
 use tidegate::wire::Format;
-use tidegate::wire::message::ServerMessage;
+use tidegate::wire::message::{Recovery, ServerMessage};
 use tidegate::wire::shared::{Compression, SharedFrame, SharedSnapshot, ViewerFrame, message};
 
 use super::client::Client;
@@ -110,7 +110,7 @@ enum Step {
 
 enum ToShard {
     Frame(usize, Arc<SharedFrame>),
-    Located(Position),
+    Located(Located),
 }
 
 enum ToHome {
@@ -125,7 +125,7 @@ struct Place {
     pace: u64,
     snapshot: Option<Arc<SharedSnapshot>>,
     job: Option<(Arc<SharedFrame>, Vec<usize>)>,
-    parked: Vec<Position>,
+    parked: Vec<Located>,
     /// Ordered events that travelled, by number, with their kind.
     carried: BTreeMap<u64, Arc<Kind>>,
 }
@@ -309,10 +309,14 @@ impl World {
                     .map(|from| place.room.history_after_important(ImportantNo(from.0 - 1), 20));
                 let room = &mut place.room;
                 let snapshot = place.snapshot.get_or_insert_with(|| {
-                    Arc::new(SharedSnapshot::new(room.snapshot(now), COMPRESSION))
+                    Arc::new(SharedSnapshot::new(
+                        room.snapshot(now),
+                        Recovery::default(),
+                        COMPRESSION,
+                    ))
                 });
                 let snapshot = Arc::clone(snapshot);
-                let position = Position { viewer, ask, snapshot, owed };
+                let position = Located { viewer, ask, snapshot, owed };
                 self.send_shard(ToShard::Located(position), now);
             }
         }
@@ -385,7 +389,7 @@ impl World {
         self.settle(index, now);
     }
 
-    fn answer(&mut self, position: &Position, now: Time) {
+    fn answer(&mut self, position: &Located, now: Time) {
         let index = position.viewer.index as usize;
         let piece = self.ladder.bounds[0].bytes;
         let viewer = &mut self.viewers[index];

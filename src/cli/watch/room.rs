@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::message::{Event, Frame, Incoming, Joined};
+use super::message::{Asked, Event, Frame, Incoming, Joined, Missed};
 
 /// Important numbers beyond a hole that are remembered while it is filled.
 const MAX_BEYOND: usize = 1_024;
@@ -20,6 +20,8 @@ const MAX_BEYOND: usize = 1_024;
 pub(super) enum Step {
     /// Send this.
     Send(String),
+    /// Do this at a random moment within so long.
+    Later(Duration, Later),
     /// The server pings this often.
     PingInterval(Duration),
     /// When the connection ends, come back after this long.
@@ -28,6 +30,15 @@ pub(super) enum Step {
     Again(Duration, String),
     /// There is no use in coming back.
     Stop(String),
+}
+
+/// What can wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Later {
+    /// Acknowledge what has come by then.
+    Ack,
+    /// Ask for what is still missing by then, up to this number.
+    Pull(u64),
 }
 
 /// Where the client stands in the room.
@@ -42,6 +53,8 @@ pub(super) struct Room {
     important: u64,
     /// Important numbers that came beyond it.
     beyond: BTreeSet<u64>,
+    /// Says which samples of acknowledgements we belong to.
+    slot: u16,
     /// What was last asked for: from where, up to where.
     pulled: (u64, u64),
     /// The server no longer has what was asked for.
@@ -58,6 +71,7 @@ impl Room {
             seq: 0,
             important: 0,
             beyond: BTreeSet::new(),
+            slot: 0,
             pulled: (0, 0),
             gone: false,
         }
@@ -65,7 +79,7 @@ impl Room {
 
     /// The message that joins, and says where we left off.
     pub(super) fn join(&self, token: &str) -> String {
-        let mut join = json!({"room": self.name, "token": token});
+        let mut join = json!({"room": self.name, "token": token, "acks": true});
         if let Some(epoch) = self.epoch {
             let (seq, important) = (self.seq, self.important);
             join["resume"] = json!({"epoch": epoch, "seq": seq, "important": important});
@@ -99,6 +113,9 @@ impl Room {
         if incoming.ping.is_some() {
             steps.push(Step::Send(json!({"pong": {}}).to_string()));
         }
+        if let Some(welcome) = &incoming.welcome {
+            self.slot = welcome.ack_slot;
+        }
         if let Some(interval) = incoming.welcome.as_ref().and_then(|w| w.ping_interval_ms) {
             steps.push(Step::PingInterval(Duration::from_millis(interval)));
         }
@@ -107,6 +124,11 @@ impl Room {
         }
         if let Some(failure) = &incoming.error {
             self.gone |= failure.code == "history_gone";
+            if failure.code == "pull_limited" {
+                let after = Duration::from_millis(failure.retry_after_ms.unwrap_or(1_000));
+                let wanted = std::mem::take(&mut self.pulled).1;
+                steps.push(Step::Later(after, Later::Pull(wanted)));
+            }
             let why = || format!("{}: {}", failure.code, failure.reason);
             if !self.joined && !failure.temporary {
                 steps.push(Step::Stop(why()));
@@ -119,6 +141,10 @@ impl Room {
         }
         if let Some(gap) = &incoming.gap {
             self.seq = self.seq.max(gap.last_seq);
+        }
+        if let Some(Missed { to, within_ms, .. }) = incoming.missed {
+            self.pulled = (0, 0);
+            steps.push(Step::Later(Duration::from_millis(within_ms), Later::Pull(to)));
         }
         if let Some(frame) = &incoming.frame {
             self.frame(frame, &mut steps);
@@ -136,7 +162,10 @@ impl Room {
         }
         self.seq = joined.seq;
         if known {
-            self.pull(joined.important, steps);
+            // The rest of what we have not follows by itself.
+            if let Some(missed) = joined.missed {
+                self.pull(missed.to, steps);
+            }
         } else {
             self.important = joined.important;
             self.beyond.clear();
@@ -169,11 +198,33 @@ impl Room {
         while self.beyond.len() > MAX_BEYOND {
             self.beyond.pop_last();
         }
-        if self.important > before {
-            let ack = json!({"ack": {"room": self.name, "important": self.important}});
-            steps.push(Step::Send(ack.to_string()));
+        let answers_pull = self.pulled.1 > 0 && frame.first_seq > frame.last_seq;
+        match frame.ack {
+            Some(Asked { one_in, within_ms }) if u32::from(self.slot) < 65_536 / one_in.max(1) => {
+                steps.push(Step::Later(Duration::from_millis(within_ms), Later::Ack));
+            }
+            None if answers_pull && self.important > before => {
+                steps.push(Step::Later(Duration::ZERO, Later::Ack));
+            }
+            _ => {}
         }
         self.pull(frame.important, steps);
+    }
+
+    /// What was put off is due.
+    pub(super) fn due(&mut self, later: Later) -> Option<String> {
+        let mut steps = Vec::new();
+        match later {
+            Later::Ack => {
+                let ack = json!({"ack": {"room": self.name, "important": self.important}});
+                return self.joined.then(|| ack.to_string());
+            }
+            Later::Pull(to) => self.pull(to, &mut steps),
+        }
+        match steps.pop() {
+            Some(Step::Send(pull)) if self.joined => Some(pull),
+            _ => None,
+        }
     }
 
     /// Asks for what is missing up to `latest`, once for every state of things.
@@ -234,9 +285,31 @@ mod tests {
     #[test]
     fn important_events_are_acknowledged_in_order() {
         let mut room = joined_at(5, 2);
-        let steps = room.receive(&frame(6, 7, 4, &[3, 4]));
-        assert_eq!(sent(&steps), [r#"{"ack":{"important":4,"room":"r"}}"#]);
-        assert!(room.receive(&frame(8, 8, 4, &[])).is_empty(), "nothing new to acknowledge");
+        assert!(room.receive(&frame(6, 7, 4, &[3, 4])).is_empty(), "nobody asked");
+        let mut asking = frame(8, 8, 5, &[5]);
+        let ask = |one_in| Some(Asked { one_in, within_ms: 70 });
+        asking.frame.as_mut().unwrap().ack = ask(1);
+        assert_eq!(room.receive(&asking), [Step::Later(Duration::from_millis(70), Later::Ack)]);
+        let ack = r#"{"ack":{"important":5,"room":"r"}}"#;
+        assert_eq!(room.due(Later::Ack).as_deref(), Some(ack));
+        room.slot = 40_000;
+        asking.frame.as_mut().unwrap().ack = ask(2);
+        assert!(room.receive(&asking).is_empty(), "in the other half");
+    }
+
+    #[test]
+    fn what_was_missed_is_pulled_when_told_unless_it_has_come() {
+        let mut room = joined_at(5, 2);
+        let told = parse(r#"{"missed":{"room":"r","from":3,"to":4,"within_ms":9}}"#);
+        let later = Later::Pull(4);
+        assert_eq!(room.receive(&told), [Step::Later(Duration::from_millis(9), later)]);
+        let pull = r#"{"pull":{"from":3,"room":"r","to":4}}"#;
+        assert_eq!(room.due(later).as_deref(), Some(pull));
+        let limited = r#"{"error":{"code":"pull_limited","temporary":true,"retry_after_ms":8}}"#;
+        let again = room.receive(&parse(limited));
+        assert_eq!(again, [Step::Later(Duration::from_millis(8), later)]);
+        room.receive(&frame(9, 8, 4, &[3, 4]));
+        assert_eq!(room.due(later), None);
     }
 
     #[test]
@@ -247,7 +320,8 @@ mod tests {
         assert!(room.receive(&frame(7, 7, 5, &[])).is_empty(), "asked already");
         // The answer carries no numbers of the ordered stream.
         let steps = room.receive(&frame(9, 8, 5, &[3, 4, 5]));
-        assert_eq!(sent(&steps), [r#"{"ack":{"important":5,"room":"r"}}"#]);
+        assert_eq!(steps, [Step::Later(Duration::ZERO, Later::Ack)]);
+        assert_eq!(room.due(Later::Ack).as_deref(), Some(r#"{"ack":{"important":5,"room":"r"}}"#));
         assert_eq!(room.missing(frame(8, 8, 5, &[]).frame.as_ref().unwrap()), None);
     }
 
@@ -256,8 +330,8 @@ mod tests {
         let mut room = joined_at(5, 0);
         room.receive(&frame(6, 6, 9, &[9]));
         room.receive(&parse(r#"{"error":{"code":"history_gone","temporary":false}}"#));
-        let steps = room.receive(&frame(7, 6, 9, &[8, 9]));
-        assert_eq!(sent(&steps), [r#"{"ack":{"important":9,"room":"r"}}"#]);
+        room.receive(&frame(7, 6, 9, &[8, 9]));
+        assert_eq!(room.due(Later::Ack).as_deref(), Some(r#"{"ack":{"important":9,"room":"r"}}"#));
     }
 
     #[test]
@@ -289,9 +363,12 @@ mod tests {
     }
 
     #[test]
-    fn important_events_that_went_by_while_away_are_pulled() {
+    fn important_events_that_do_not_follow_are_pulled() {
         let mut room = joined_at(5, 2);
-        let steps = room.receive(&parse(r#"{"joined":{"epoch":7,"seq":9,"important":4}}"#));
+        let follows = r#"{"joined":{"epoch":7,"seq":9,"important":4}}"#;
+        assert!(room.receive(&parse(follows)).is_empty(), "they follow by themselves");
+        let text = r#"{"joined":{"epoch":7,"seq":9,"important":4,"missed":{"from":3,"to":4}}}"#;
+        let steps = room.receive(&parse(text));
         assert_eq!(sent(&steps), [r#"{"pull":{"from":3,"room":"r","to":4}}"#]);
     }
 

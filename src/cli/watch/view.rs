@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::super::terminal::{Paint, clean};
-use super::message::{Event, Failure, Frame, Gap, Incoming, Joined, Total};
+use super::message::{Event, Failure, Frame, Gap, Incoming, Joined, Missed, Total};
 use super::room::Room;
 use crate::engine::time::Time;
 
@@ -44,6 +44,10 @@ impl View {
         }
         if let Some(gap) = &incoming.gap {
             lines.push(self.gap(gap, now));
+        }
+        if let Some(Missed { from, to, .. }) = incoming.missed {
+            let text = format!("important {} missed, to be pulled", range(from, to));
+            lines.push(self.paint.red(&text));
         }
         if let Some(Failure { code, reason, .. }) = &incoming.error {
             let text = format!("error {}: {}", clean(code, MAX_NAME), clean(reason, MAX_PAYLOAD));

@@ -274,6 +274,7 @@ mod tests {
             totals: Vec::new(),
             dropped: Vec::new(),
             online: None,
+            ack: None,
             represents: 0,
         }
     }

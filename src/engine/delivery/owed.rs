@@ -89,6 +89,7 @@ fn numberless(snapshot: &Snapshot, important: ImportantNo, now: Time) -> Frame {
         totals: Vec::new(),
         dropped: Vec::new(),
         online: None,
+        ack: None,
         represents: 0,
     }
 }

@@ -78,6 +78,7 @@ fn frame(number: u8, events: Vec<Build>, totals: usize, seq: u64, important: u64
         totals: vec![total; totals],
         dropped: Vec::new(),
         online: None,
+        ack: None,
         represents: 0,
     };
     Plain { number, content: Arc::new(content) }

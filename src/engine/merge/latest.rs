@@ -68,17 +68,16 @@ impl Latest {
         Self { table: Table::new() }
     }
 
-    /// Takes note that `event` will wait in the buffer under `order`. Returns
-    /// the order of the one it overtakes, if any.
-    pub(super) fn reserve(
+    /// Whether [`reserve`](Self::reserve) would refuse. Forgets what has
+    /// expired if that makes room.
+    pub(super) fn check(
         &mut self,
         hash: u128,
         by: MergeBy,
         event: &Event,
-        order: Waiting,
         now: Time,
         limits: Limits,
-    ) -> Result<Option<u64>, Refusal> {
+    ) -> Result<(), Refusal> {
         let weight = event.weight();
         let fits = |table: &Table<Held>| {
             let own = table.get(hash).map_or(0, |held| ENTRY_BYTES + held.bytes());
@@ -94,6 +93,22 @@ impl Latest {
                 return Err(Refusal::TooManyKeys);
             }
         }
+        Ok(())
+    }
+
+    /// Takes note that `event` will wait in the buffer under `order`. Returns
+    /// the order of the one it overtakes, if any.
+    pub(super) fn reserve(
+        &mut self,
+        hash: u128,
+        by: MergeBy,
+        event: &Event,
+        order: Waiting,
+        now: Time,
+        limits: Limits,
+    ) -> Result<Option<u64>, Refusal> {
+        self.check(hash, by, event, now, limits)?;
+        let weight = event.weight();
         if self.table.get(hash).is_none() {
             self.insert(hash, by, event);
         }

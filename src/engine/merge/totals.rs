@@ -67,6 +67,29 @@ impl Totals {
         Self { table: Table::new(), pending: Vec::new() }
     }
 
+    /// Whether [`add`](Self::add) would refuse.
+    pub(super) fn check(
+        &mut self,
+        hash: u128,
+        by: MergeBy,
+        event: &Event,
+        now: Time,
+        limits: Limits,
+    ) -> Result<(), Refusal> {
+        let amount = event.amount.unwrap_or(1);
+        match self.table.get(hash) {
+            None => {
+                within_limit(amount)?;
+                self.admit(by, event, now, limits)
+            }
+            Some(total) if total.is_over(now) => within_limit(amount).map(drop),
+            Some(total) => {
+                within_limit(total.sum.saturating_add(amount))?;
+                within_limit(total.delta.saturating_add(amount)).map(drop)
+            }
+        }
+    }
+
     /// Adds an event's amount to its key, or changes nothing.
     pub(super) fn add(
         &mut self,

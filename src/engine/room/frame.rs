@@ -8,7 +8,7 @@ use super::super::ids::Seq;
 use super::super::pending::Waiting;
 use super::super::stats::DropReason;
 use super::super::time::Time;
-use super::Room;
+use super::{Numbers, Room};
 
 /// The events of a frame in the making.
 #[derive(Debug)]
@@ -41,6 +41,26 @@ impl Room {
             || load.bytes >= self.settings.flush_bytes * stretch
     }
 
+    /// Whether a frame made now would say anything of events.
+    pub(super) fn has_coverable(&self) -> bool {
+        let Some(barrier) = self.staged.barrier() else { return self.has_open() };
+        self.has_open()
+            && (self.pending.has_before(barrier.order)
+                || barrier.seq.0 > self.flushed.seq.0 + 1
+                || self.open.absorbed.iter().any(|absorbed| *absorbed > 0))
+    }
+
+    /// When events of which the first came at `since` are flushed.
+    pub(super) fn events_due(&self, since: Time) -> Time {
+        let held = self.staged.held_until(self.settings.log_patience);
+        match held.filter(|_| !self.pending.has_important()) {
+            // What is being logged brings the flush forward when it is.
+            Some(held) => held,
+            None if self.flushes_at_once() => since,
+            None => self.tick_after(since),
+        }
+    }
+
     /// When events that began to wait at `since` are flushed.
     pub(super) fn tick_after(&self, since: Time) -> Time {
         self.ticks.after(since) + self.settings.flush_interval * (self.strain.stretch.max(1) - 1)
@@ -59,14 +79,20 @@ impl Room {
     /// Empties the buffer into a frame, which may come out with nothing in it
     /// but numbers and drops to announce.
     pub(super) fn make_frame(&mut self, now: Time) -> Frame {
-        let mut carried = self.take_events(now);
+        self.staged.pass(self.settings.log_patience, now);
+        let barrier = self.staged.barrier();
+        let mut carried = self.take_events(barrier.map(|barrier| barrier.order), now);
         let open = std::mem::take(&mut self.open);
         if let Some(oldest) = open.absorbed_oldest {
             carried.stands_for(open.absorbed.iter().sum(), oldest);
         }
         count(&mut self.stats.merged, open.absorbed);
         let first_seq = Seq(self.flushed.seq.0 + 1);
-        self.flushed = self.given;
+        let last_seq = barrier.map_or(self.given.seq, |barrier| Seq(barrier.seq.0 - 1));
+        self.flushed = Numbers { seq: last_seq, important: self.committed };
+        if barrier.is_some() || !self.pending.is_empty() {
+            self.open.since = Some(now);
+        }
         self.going_out = true;
         self.stats.frames += 1;
         Frame {
@@ -81,13 +107,15 @@ impl Room {
             totals: self.merges.flush(now),
             dropped: self.drops.take(),
             online: self.take_online(now),
+            ack: None,
             represents: carried.represents,
         }
     }
 
-    /// Takes the buffer's events and sheds those that have expired or do not fit.
-    fn take_events(&mut self, now: Time) -> Carried {
-        let mut waiting = self.pending.drain();
+    /// Takes the buffer's events, as far as nothing is waited for, and sheds
+    /// those that have expired or do not fit.
+    fn take_events(&mut self, before: Option<u64>, now: Time) -> Carried {
+        let mut waiting = self.pending.drain(before);
         self.merges.close_samples();
         waiting.retain(|waiting| {
             let live = waiting.is_important() || !waiting.has_expired(now);

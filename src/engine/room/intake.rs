@@ -20,6 +20,12 @@ type Given = (Option<Seq>, Option<ImportantNo>);
 impl Room {
     /// Everything that can refuse an event.
     pub(super) fn admit(&mut self, event: &Event, now: Time) -> Result<Admitted, Refusal> {
+        self.check(event, now)?;
+        self.merges.admit(event, self.pending.next_order(), now, &self.settings)
+    }
+
+    /// What can refuse it beside the merge rules.
+    pub(super) fn check(&self, event: &Event, now: Time) -> Result<(), Refusal> {
         let kind = &event.kind;
         if event.payload.bytes.len() > kind.max_payload_bytes {
             return Err(Refusal::PayloadTooLarge(kind.max_payload_bytes));
@@ -28,11 +34,11 @@ impl Room {
             return Err(Refusal::Expired);
         }
         if kind.lane == Lane::Important
-            && !self.pending.fits_important(event.weight(), &self.settings)
+            && !self.pending.fits_important(self.staged.load(), event.weight(), &self.settings)
         {
             return Err(Refusal::BufferFull);
         }
-        self.merges.admit(event, self.pending.next_order(), now, &self.settings)
+        Ok(())
     }
 
     /// Numbers an admitted event, remembers its id and finds it its place.
@@ -70,6 +76,7 @@ impl Room {
             return (Some(self.given.seq), None);
         }
         self.given.important.0 += 1;
+        self.committed = self.given.important;
         (Some(self.given.seq), Some(self.given.important))
     }
 
@@ -103,6 +110,11 @@ impl Room {
         let (seq, important) = given;
         let event = Arc::new(Numbered { event, seq, important });
         self.pending.push(Waiting { event, rank, weight, overtaken, oldest });
+        self.shed_excess();
+    }
+
+    /// The worst give way while the buffer holds more than it may.
+    pub(super) fn shed_excess(&mut self) {
         while let Some(excess) = self.pending.take_excess(&self.settings) {
             self.drop_kept(&excess, DropReason::BufferFull);
         }
@@ -133,7 +145,7 @@ impl Room {
     }
 
     /// Counts an event that reaches nobody, and those whose place it had taken.
-    fn shed(&mut self, kind: &Arc<Kind>, overtaken: [u64; 3], reason: DropReason) {
+    pub(super) fn shed(&mut self, kind: &Arc<Kind>, overtaken: [u64; 3], reason: DropReason) {
         let lanes = &mut self.stats.dropped[reason.index()];
         lanes[kind.lane.index()] += 1;
         for (lane, overtaken) in lanes.iter_mut().zip(overtaken) {

@@ -1,0 +1,230 @@
+//! Important events on their way to the log and back: batches, the publishers
+//! who wait for them, and what becomes of both when the log fails.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use tracing::warn;
+
+use super::{HomeRoom, Homes};
+use crate::engine::ids::{ImportantNo, RoomId, ShardId};
+use crate::engine::outcome::{Outcome, Refusal};
+use crate::engine::room::{Offered, Restored};
+use crate::engine::time::Time;
+use crate::log::{Batch, Entry, LogFailure, Logged};
+use crate::shard::intake::{CallerKey, Queued};
+use crate::shard::journal::Journal;
+use crate::shard::peers::Path;
+use crate::shard::stats::ShardStats;
+
+/// A batch on its way.
+struct Ticket {
+    number: u64,
+    /// The first and last important number of each room in it.
+    rooms: Vec<(RoomId, ImportantNo, ImportantNo)>,
+}
+
+/// Whoever waits for an event to be logged.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    important: ImportantNo,
+    caller: CallerKey,
+    answer: Outcome,
+}
+
+/// What a shard's rooms have with the log.
+pub(super) struct Durable {
+    journal: Arc<dyn Journal>,
+    shard: ShardId,
+    /// The log's, as of the last failure heard of.
+    generation: u64,
+    tickets: VecDeque<Ticket>,
+    next_ticket: u64,
+    /// Rooms with something to submit.
+    unlogged: Vec<RoomId>,
+    /// Rooms of an earlier process that nobody has asked for yet.
+    asleep: HashMap<RoomId, (Restored, Time)>,
+}
+
+impl Homes {
+    /// Rooms go by way of a log from now on, and those it knows go on where
+    /// they stopped. Call before anything else.
+    pub fn attach(
+        &mut self,
+        shard: ShardId,
+        journal: Arc<dyn Journal>,
+        rooms: Vec<(RoomId, Restored, Time)>,
+    ) {
+        let asleep = rooms.into_iter().map(|(id, room, used)| (id, (room, used))).collect();
+        self.durable = Some(Durable {
+            generation: journal.generation(),
+            journal,
+            shard,
+            tickets: VecDeque::new(),
+            next_ticket: 0,
+            unlogged: Vec::new(),
+            asleep,
+        });
+    }
+
+    /// Offers an event to its room and sees to its answer.
+    pub(super) fn take(&mut self, queued: Queued, now: Time) {
+        let key = queued.key();
+        let Some(home) = self.open(&queued.room, now) else {
+            let refused = Refusal::TooManyRooms;
+            self.intake.refused[refused.index()] += 1;
+            return self.intake.done(key, Outcome::Rejected(refused));
+        };
+        let offered = home.room.offer(queued.event, now);
+        let decided = match offered {
+            Offered::Done(outcome) => Some(outcome),
+            Offered::Staged { answer, at_once: true, .. } => Some(answer),
+            Offered::Staged { important, answer, .. } => {
+                home.waiters.push(Waiter { important, caller: key, answer });
+                None
+            }
+        };
+        self.mark_dirty(&queued.room);
+        if let Some(outcome) = decided {
+            self.intake.done(key, outcome);
+        }
+        if let Some(durable) = &mut self.durable
+            && durable.unlogged.last() != Some(&queued.room)
+        {
+            durable.unlogged.push(queued.room);
+        }
+    }
+
+    /// Hands everything that is staged to the log, in one batch.
+    pub(super) fn submit(&mut self) {
+        let Some(durable) = self.durable.as_mut() else { return };
+        let (mut entries, mut rooms) = (Vec::new(), Vec::new());
+        for id in durable.unlogged.drain(..) {
+            let Some(home) = self.rooms.get_mut(&id) else { continue };
+            let (room, epoch) = (&id, home.room.epoch());
+            let events = home.room.take_unlogged();
+            let first = events.first().and_then(|event| event.important);
+            let last = events.last().and_then(|event| event.important);
+            if let (Some(first), Some(last)) = (first, last) {
+                rooms.push((id.clone(), first, last));
+            }
+            let events = events.into_iter();
+            entries.extend(events.map(|event| Entry::Event { room: room.clone(), epoch, event }));
+            if let Some(seq) = home.room.take_reservation() {
+                entries.push(Entry::Reserve { room: room.clone(), epoch, seq });
+            }
+        }
+        if entries.is_empty() {
+            return;
+        }
+        let (shard, generation) = (durable.shard, durable.generation);
+        durable.next_ticket += 1;
+        let number = durable.next_ticket;
+        match durable.journal.submit(Batch { shard, ticket: number, generation, entries }) {
+            Ok(()) => durable.tickets.push_back(Ticket { number, rooms }),
+            Err(failure) => {
+                if failure != LogFailure::Queue {
+                    durable.generation = durable.journal.generation();
+                }
+                self.lose(&rooms);
+            }
+        }
+    }
+
+    /// The log has decided on a batch.
+    pub fn logged(&mut self, logged: &Logged, path: &dyn Path, stats: &mut ShardStats, now: Time) {
+        let Some(durable) = self.durable.as_mut() else { return };
+        if durable.tickets.front().is_none_or(|first| first.number != logged.ticket) {
+            return; // Given up with an earlier one.
+        }
+        match logged.result {
+            Ok(()) => {
+                let rooms = durable.tickets.pop_front().map(|ticket| ticket.rooms);
+                for (id, _, last) in rooms.unwrap_or_default() {
+                    self.settle_logged(&id, last, now);
+                }
+            }
+            Err(failure) => {
+                warn!(failure = failure.code(), "the log has failed; important events are refused");
+                // Whatever else is on its way was submitted before this was
+                // known, and fails too.
+                durable.generation = durable.journal.generation();
+                let lost: Vec<_> =
+                    durable.tickets.drain(..).flat_map(|ticket| ticket.rooms).collect();
+                self.lose(&lost);
+            }
+        }
+        self.answer(path);
+        self.flush_dirty(path, stats, now);
+    }
+
+    fn settle_logged(&mut self, id: &RoomId, upto: ImportantNo, now: Time) {
+        let Some(home) = self.rooms.get_mut(id) else { return };
+        home.room.logged(upto, now);
+        for waiter in home.waiters.extract_if(.., |waiter| waiter.important <= upto) {
+            self.intake.done(waiter.caller, waiter.answer);
+        }
+        self.mark_dirty(id);
+    }
+
+    /// Nothing of these rooms from these numbers on was accepted.
+    fn lose(&mut self, rooms: &[(RoomId, ImportantNo, ImportantNo)]) {
+        for (id, first, _) in rooms {
+            let Some(home) = self.rooms.get_mut(id) else { continue };
+            home.room.log_failed(*first);
+            for waiter in home.waiters.extract_if(.., |waiter| waiter.important >= *first) {
+                let refused = Outcome::Rejected(Refusal::LogUnavailable);
+                self.intake.done(waiter.caller, refused);
+            }
+            self.mark_dirty(id);
+        }
+    }
+
+    /// What an earlier process left of a room.
+    pub(super) fn wake(&mut self, id: &RoomId) -> Option<Restored> {
+        let (restored, _) = self.durable.as_mut()?.asleep.remove(id)?;
+        Some(restored)
+    }
+
+    /// Whether a room is open or can be woken.
+    pub(super) fn knows(&self, id: &RoomId) -> bool {
+        let asleep = |durable: &Durable| durable.asleep.contains_key(id);
+        self.rooms.contains_key(id) || self.durable.as_ref().is_some_and(asleep)
+    }
+
+    /// Forgets rooms that nobody woke in time.
+    pub(super) fn forget_asleep(&mut self, now: Time) {
+        let retention = self.settings.retention;
+        if let Some(durable) = &mut self.durable {
+            durable.asleep.retain(|_, (_, used)| now.since(*used) < retention);
+        }
+    }
+
+    /// Tells the log where each room's numbers end, so that none is skipped
+    /// after an orderly end.
+    pub fn reserve_exactly(&mut self) {
+        let Some(durable) = self.durable.as_mut() else { return };
+        let entries: Vec<Entry> = self
+            .rooms
+            .iter()
+            .filter_map(|(id, HomeRoom { room, .. })| {
+                let seq = room.last_reservation()?;
+                Some(Entry::Reserve { room: id.clone(), epoch: room.epoch(), seq })
+            })
+            .collect();
+        if entries.is_empty() {
+            return;
+        }
+        durable.next_ticket += 1;
+        let (shard, generation) = (durable.shard, durable.generation);
+        let batch = Batch { shard, ticket: durable.next_ticket, generation, entries };
+        if let Err(failure) = durable.journal.submit(batch) {
+            warn!(failure = failure.code(), "numbers will be skipped at the next start");
+        }
+    }
+
+    /// Where the log can be asked for what memory has forgotten.
+    pub(super) fn journal(&self) -> Option<Arc<dyn Journal>> {
+        self.durable.as_ref().map(|durable| Arc::clone(&durable.journal))
+    }
+}

@@ -254,6 +254,11 @@ impl<F: Frame> Delivery<F> {
                     account.told_from(first);
                 }
             }
+            Passed::Whole(room) => {
+                if let Some(account) = accounts.find(room) {
+                    account.reopen();
+                }
+            }
             Passed::Other => {}
         });
         if written > 0 {

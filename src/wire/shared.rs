@@ -259,3 +259,147 @@ pub fn message(format: Format, message: &ServerMessage<'_>) -> Bytes {
         frame::data(false, false, &proto::server_message(message))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+    use serde_json::Value;
+
+    use super::proto::v1;
+    use super::*;
+    use crate::engine::event::{Event, Numbered, Payload, Total};
+    use crate::engine::ids::{Epoch, ImportantNo, Tier};
+    use crate::engine::kind::{Ack, Kind, Lane, Merge};
+
+    const COMPRESSION: Compression = Compression { min_bytes: usize::MAX, level: 1 };
+
+    fn kind(lane: Lane) -> Arc<Kind> {
+        Arc::new(Kind {
+            name: lane.name().into(),
+            lane,
+            merge: Merge::Append,
+            tier: Tier(0),
+            ttl: None,
+            max_payload_bytes: 100,
+            viewer_publish: false,
+            idle_reset: None,
+            ack: Ack::Logged,
+        })
+    }
+
+    fn event(lane: Lane, seq: Option<u64>) -> Arc<Numbered> {
+        let event = Event {
+            id: lane.name().into(),
+            kind: kind(lane),
+            user: "u".into(),
+            payload: Payload { bytes: Bytes::from_static(b"1"), json: true },
+            key: None,
+            amount: None,
+            ttl: None,
+            received: Time::default(),
+        };
+        let important = (lane == Lane::Important).then_some(ImportantNo(1));
+        Arc::new(Numbered { event, seq: seq.map(Seq), important })
+    }
+
+    /// An event and a total of every lane, numbers 4 and 5; without numbers, what
+    /// has none.
+    fn frame(numbered: bool) -> SharedFrame {
+        let mut events = vec![event(Lane::Sampled, None)];
+        if numbered {
+            events.push(event(Lane::Ordered, Some(4)));
+            events.push(event(Lane::Important, Some(5)));
+        }
+        let total = |kind| Total { kind, user: None, key: "".into(), sum: 9, delta: 2 };
+        let frame = Frame {
+            room: RoomId::new("r").expect("a valid name"),
+            epoch: Epoch(1),
+            first_seq: Seq(4),
+            last_seq: Seq(if numbered { 5 } else { 3 }),
+            important: ImportantNo(1),
+            time: Time::default(),
+            oldest: Time::default(),
+            events,
+            totals: Lane::ALL.map(kind).map(total).to_vec(),
+            dropped: vec![DroppedKind { kind: kind(Lane::Ordered), count: 1 }],
+            online: Some(7),
+            ack: None,
+            represents: 9,
+        };
+        SharedFrame::new(frame, COMPRESSION)
+    }
+
+    /// The content behind a header of two or four bytes.
+    fn content(bytes: &Bytes) -> &[u8] {
+        &bytes[if bytes[1] == 126 { 4 } else { 2 }..]
+    }
+
+    fn json(bytes: &Bytes) -> Value {
+        serde_json::from_slice(content(bytes)).expect("JSON")
+    }
+
+    #[test]
+    fn each_cut_leaves_less_and_the_last_only_what_is_important() {
+        let shared = frame(true);
+        let left = |cut| {
+            let value = json(shared.bytes(Format::Json, cut));
+            let list = |field: &str| value["frame"][field].as_array().expect("a list").len();
+            (list("events"), list("totals"), value["frame"]["online"].is_u64())
+        };
+        assert_eq!(left(Cut::Full), (3, 3, true));
+        assert_eq!(left(Cut::NoSampled), (2, 3, true));
+        assert_eq!(left(Cut::TotalsOnly), (2, 0, false));
+        assert_eq!(left(Cut::ImportantOnly), (1, 0, false));
+    }
+
+    #[test]
+    fn a_frame_of_which_nothing_is_left_is_not_sent() {
+        let shared = frame(false);
+        assert!(!shared.bytes(Format::Json, Cut::NoSampled).is_empty(), "totals are left");
+        assert!(shared.bytes(Format::Json, Cut::TotalsOnly).is_empty());
+    }
+
+    #[test]
+    fn a_slow_viewer_is_told_the_same_in_every_format() {
+        let total =
+            Total { kind: kind(Lane::Sampled), user: None, key: "k".into(), sum: 9, delta: 2 };
+        let snapshot = Snapshot {
+            room: RoomId::new("r").expect("a valid name"),
+            epoch: Epoch(1),
+            seq: Seq(5),
+            important: ImportantNo(1),
+            online: 0,
+            state: vec![event(Lane::Important, Some(5))],
+            totals: vec![total],
+        };
+        let shared = SharedSnapshot::new(snapshot, Recovery::default(), COMPRESSION);
+        let joined = json(shared.joined(Format::Json));
+        assert!(joined["joined"]["rebased"].is_null(), "only where it says something");
+        let rebased = json(shared.rebased(Format::Json));
+        let totals = json(shared.totals(Format::Json, Time::default()));
+        assert_eq!(rebased["joined"]["rebased"], true);
+        assert_eq!(
+            (&rebased["joined"]["seq"], &rebased["joined"]["online"]),
+            (&5.into(), &1.into())
+        );
+        assert_eq!(
+            (&totals["frame"]["first_seq"], &totals["frame"]["last_seq"]),
+            (&6.into(), &5.into())
+        );
+        assert_eq!(totals["frame"]["totals"][0]["delta"], 0);
+        assert_eq!(totals["frame"]["totals"][0]["sum"], 9);
+
+        let decode = |bytes: &Bytes| {
+            let message = v1::ServerMessage::decode(content(bytes)).expect("protobuf");
+            message.message.expect("one")
+        };
+        use v1::server_message::Message as Out;
+        let Out::Joined(joined) = decode(shared.rebased(Format::Proto)) else { panic!() };
+        assert!(joined.rebased && !joined.recovered && joined.seq == 5);
+        let Out::Joined(joined) = decode(shared.joined(Format::Proto)) else { panic!() };
+        assert!(!joined.rebased);
+        let totals = shared.totals(Format::Proto, Time::default());
+        let Out::Frame(totals) = decode(totals) else { panic!() };
+        assert_eq!((totals.first_seq, totals.last_seq, totals.totals[0].sum), (6, 5, 9));
+    }
+}

@@ -57,6 +57,9 @@ impl Client {
             let value: Value = serde_json::from_slice(text).expect("whole messages");
             read += header + length;
             let (name, content) = value.as_object().and_then(|o| o.iter().next()).expect("one");
+            if name == "ping" {
+                continue;
+            }
             let room = content["room"].as_str().expect("of a room");
             let books = self.rooms.get_mut(room).expect("one that was joined");
             match name.as_str() {

@@ -26,8 +26,8 @@ use tidegate::shard::connection::ViewerKey;
 use tidegate::shard::rebase::{Located, Rebases};
 use tidegate::shard::stats::ShardStats;
 use tidegate::wire::Format;
-use tidegate::wire::message::Recovery;
-use tidegate::wire::shared::{Compression, SharedFrame, SharedSnapshot, ViewerFrame};
+use tidegate::wire::message::{Recovery, ServerMessage};
+use tidegate::wire::shared::{Compression, SharedFrame, SharedSnapshot, ViewerFrame, message};
 
 use super::client::Client;
 use super::rng::Rng;
@@ -39,6 +39,8 @@ const VIEWERS: usize = 6;
 const LENGTH: Duration = Duration::from_secs(12);
 /// A reader takes what it takes this often.
 const READ_EVERY: Duration = Duration::from_millis(10);
+/// Important events remembered where none may be forgotten.
+const ENOUGH: usize = 1_000_000;
 /// In which a reader in a hurry has caught up with everything it is owed, through
 /// the smallest socket, piece by piece.
 const CATCH_UP: Duration = Duration::from_secs(10);
@@ -158,6 +160,8 @@ struct World {
     rebases: Rebases,
     names: u64,
     until: Time,
+    /// Important events that rooms remember.
+    history: usize,
     seen: Seen,
 }
 
@@ -178,7 +182,7 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut rng = Rng(seed ^ 0x510e_527f);
         let ladder = ladder(&mut rng);
-        let history = *rng.pick(&[4, 1_000]);
+        let history = *rng.pick(&[4, ENOUGH]);
         let places = (0..ROOMS).map(|i| Place::new(i, history, &mut rng)).collect();
         let viewers = (0..VIEWERS).map(|i| Viewer::new(i, &mut rng)).collect();
         let mut world = Self {
@@ -194,6 +198,7 @@ impl World {
             rebases: Rebases::default(),
             names: 0,
             until: START + LENGTH,
+            history,
             seen: Seen::default(),
         };
         (0..ROOMS).for_each(|room| world.queue(START, Step::Publish(room)));
@@ -406,7 +411,10 @@ impl World {
         let Some(delivery) = &mut viewer.delivery else { return };
         let (load, last) = (delivery.load(), ladder.last());
         assert!(load.frames <= 1 || (load.frames <= last.frames && load.bytes <= last.bytes));
-        assert!(delivery.len() <= last.frames + 1 + 3 * viewer.rooms.len(), "{delivery:?}");
+        // Frames, one of them begun; per room a notice or two, and a state.
+        let pings = delivery.fixed_bytes() / message(Format::Json, &ServerMessage::Ping).len();
+        let most = last.frames + 2 + pings + 3 * viewer.rooms.len();
+        assert!(delivery.len() <= most, "{} of {most}", delivery.len());
         seen.largest_backlog = seen.largest_backlog.max(delivery.bytes());
         if delivery.is_over() {
             viewer.delivery = None;
@@ -462,7 +470,28 @@ impl World {
         }
     }
 
+    /// A message to this viewer alone.
+    fn ping(&mut self, index: usize, now: Time) {
+        let viewer = &mut self.viewers[index];
+        let bytes = message(Format::Json, &ServerMessage::Ping);
+        if let Some(delivery) = &mut viewer.delivery {
+            delivery.fixed(bytes, false);
+        } else {
+            let written = viewer.write(&bytes, now);
+            if written == bytes.len() {
+                return;
+            }
+            let mut delivery = Delivery::new(now);
+            delivery.fixed(bytes.slice(written..), written > 0);
+            viewer.delivery = Some(Box::new(delivery));
+        }
+        self.settle(index, now);
+    }
+
     fn mood(&mut self, index: usize, now: Time) {
+        if self.viewers[index].open && self.rng.percent(30) {
+            self.ping(index, now);
+        }
         let viewer = &mut self.viewers[index];
         if now >= self.until || index == 0 {
             viewer.rate = HURRY;
@@ -496,6 +525,7 @@ impl World {
                 viewer.client.check(&snapshot, &place.carried);
             }
             assert_eq!(viewer.client.unpaid(), stats.unpaid);
+            assert!(stats.unpaid == 0 || self.history < ENOUGH, "nothing was forgotten");
         }
         let quick = &self.viewers[0].stats.delivery.climbed;
         assert_eq!(quick.iter().sum::<u64>(), 0, "who keeps up loses nothing");
@@ -514,7 +544,7 @@ impl Place {
         let id = RoomId::new(&format!("slow:{index}")).expect("a valid name");
         let epoch = Epoch(index as u64 + 1);
         let key = LevelKey::from_seed(u128::from(rng.next()));
-        let settings = RoomSettings { history_important_bytes: 1 << 20, ..settings };
+        let settings = RoomSettings { history_important_bytes: 1 << 30, ..settings };
         let mut room = Room::new(id.clone(), epoch, key, Arc::new(settings), START);
         room.set_online(VIEWERS as u32, START);
         Self {

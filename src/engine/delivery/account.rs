@@ -67,6 +67,8 @@ pub(super) struct Account {
     open: Gap,
     /// What was lost before a state that has not begun.
     closed: Vec<Gap>,
+    /// The last number of that state, until it begins.
+    whole: Option<Seq>,
     pub(super) need: Need,
     /// Values of sampled kinds were not sent. They may be dropped freely, so that
     /// nothing is done about it before the viewer gets everything again.
@@ -83,6 +85,7 @@ impl Account {
             room,
             open: Gap::default(),
             closed: Vec::new(),
+            whole: None,
             need: Need::Nothing,
             stale: false,
             asked: None,
@@ -116,17 +119,32 @@ impl Account {
     /// before it, what will be lost, behind.
     pub(super) fn close(&mut self, seq: Seq, now: Time) {
         (self.need, self.stale, self.told) = (Need::Nothing, false, Some(now));
-        if let Some((_, last)) = &mut self.open.lost {
-            *last = seq.max(*last);
+        self.whole = Some(seq);
+        if self.open.lost.is_some() {
             self.closed.push(std::mem::take(&mut self.open));
         }
     }
 
-    /// That state was taken away again.
+    /// That state was taken away again, or is on the wire: nothing more can be
+    /// told before it.
     pub(super) fn reopen(&mut self) {
+        self.whole = None;
         for gap in self.closed.drain(..) {
             self.open.absorb(&gap);
         }
+    }
+
+    /// Where a loss of a frame up to `last` is booked: a frame may be cut while
+    /// it waits before the state.
+    fn gap_of(&mut self, last: Seq) -> &mut Gap {
+        if self.whole.is_none_or(|whole| last > whole) {
+            return &mut self.open;
+        }
+        if self.closed.is_empty() {
+            self.closed.push(Gap::default());
+        }
+        let newest = self.closed.len() - 1;
+        &mut self.closed[newest]
     }
 
     pub(super) fn needs(&mut self, need: Need) {
@@ -205,7 +223,7 @@ impl Accounts {
                     need = Need::State;
                 }
             }
-            self.of(&frame.room).open.dropped.add(kind, 1);
+            self.of(&frame.room).gap_of(frame.last_seq).dropped.add(kind, 1);
         }
         if loss.from.keeps_totals() && !loss.to.is_some_and(Cut::keeps_totals) {
             for total in &frame.totals {
@@ -226,8 +244,83 @@ impl Accounts {
             account.needs_rebase(owed);
         }
         if numbered {
-            account.open.loses(frame.first_seq, frame.last_seq);
+            account.gap_of(frame.last_seq).loses(frame.first_seq, frame.last_seq);
         }
         numbered
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::ids::Epoch;
+    use super::super::super::testing::START;
+    use super::*;
+
+    fn room() -> RoomId {
+        RoomId::new("r").expect("a valid name")
+    }
+
+    /// A frame of nothing but its numbers.
+    fn numbers(first: u64, last: u64) -> Frame {
+        Frame {
+            room: room(),
+            epoch: Epoch(1),
+            first_seq: Seq(first),
+            last_seq: Seq(last),
+            important: ImportantNo(0),
+            time: START,
+            oldest: START,
+            events: Vec::new(),
+            totals: Vec::new(),
+            dropped: Vec::new(),
+            online: None,
+            ack: None,
+            represents: 0,
+        }
+    }
+
+    fn lose(accounts: &mut Accounts, first: u64, last: u64) {
+        let rung = Rung::ImportantOnly;
+        let loss = Loss { from: Cut::Full, to: Some(Cut::ImportantOnly), vanishes: true, rung };
+        assert!(accounts.lose(&numbers(first, last), loss, &mut DeliveryStats::default()));
+    }
+
+    fn gaps(accounts: &mut Accounts) -> Vec<(u64, u64)> {
+        accounts.of(&room()).gaps().map(|(first, last, _)| (first.0, last.0)).collect()
+    }
+
+    #[test]
+    fn what_is_lost_before_a_state_and_behind_it_is_told_apart() {
+        let mut accounts = Accounts::default();
+        lose(&mut accounts, 1, 3);
+        accounts.of(&room()).close(Seq(6), START);
+        // The frames 4 to 6 still waited before the state, and are cut now.
+        lose(&mut accounts, 4, 6);
+        lose(&mut accounts, 7, 8);
+        assert_eq!(gaps(&mut accounts), [(1, 6), (7, 8)]);
+        accounts.of(&room()).told_from(Seq(1));
+        assert_eq!(gaps(&mut accounts), [(7, 8)]);
+    }
+
+    #[test]
+    fn a_state_that_is_taken_away_leaves_one_gap() {
+        let mut accounts = Accounts::default();
+        lose(&mut accounts, 1, 3);
+        accounts.of(&room()).close(Seq(3), START);
+        lose(&mut accounts, 4, 5);
+        accounts.of(&room()).reopen();
+        assert_eq!(gaps(&mut accounts), [(1, 5)]);
+    }
+
+    #[test]
+    fn what_is_owed_begins_with_the_first_that_was_dropped() {
+        let mut account = Account::new(room());
+        account.needs(Need::Totals);
+        account.needs_rebase(None);
+        account.needs_rebase(Some(ImportantNo(7)));
+        account.needs_rebase(Some(ImportantNo(9)));
+        account.needs_rebase(None);
+        account.needs(Need::State);
+        assert_eq!(account.need, Need::Rebase(Some(ImportantNo(7))));
     }
 }

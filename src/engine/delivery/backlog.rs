@@ -49,6 +49,8 @@ pub(super) enum Passed<'a, F> {
     Frame(&'a F, Cut),
     /// A notice has begun to: it cannot be changed any more.
     Notice(&'a RoomId, Seq),
+    /// A room's whole state has begun to.
+    Whole(&'a RoomId),
     /// The rest needs no account.
     Other,
 }
@@ -166,6 +168,7 @@ impl<F: Frame> Backlog<F> {
                         self.waiting_bytes -= front.bytes.len();
                     }
                     Sort::Notice(room, first) => passed(Passed::Notice(room, *first)),
+                    Sort::State(room, State::Whole(_)) => passed(Passed::Whole(room)),
                     Sort::Fixed | Sort::State(..) => {}
                 }
             }

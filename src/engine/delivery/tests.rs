@@ -304,6 +304,33 @@ fn an_important_event_that_comes_while_the_question_is_out_makes_it_ask_again() 
 }
 
 #[test]
+fn a_state_that_another_room_pushes_out_is_asked_for_again() {
+    let elsewhere = |number: u8| {
+        let packet = vec![red_packet("p")];
+        let mut content = (*frame(number, packet, 0, number.into(), number.into()).content).clone();
+        content.room = RoomId::new("q").expect("a valid name");
+        Plain { number, content: Arc::new(content) }
+    };
+    let mut viewer = Driver::new([15; 4]);
+    viewer.push(usual(1));
+    viewer.take(5);
+    viewer.pass(20);
+    viewer.push(usual(2));
+    viewer.take(1_000);
+    let ask = viewer.ask().expect("a question");
+    viewer.delivery.fixed(Bytes::from_static(b"answer"), false);
+    viewer.rebase(&ask, Vec::new(), 2, 0);
+    assert_eq!(viewer.take(3), b"ans", "the state has not begun");
+    (1..=4).for_each(|n| viewer.push(elsewhere(n)));
+    assert_eq!(viewer.delivery.rung(), Rung::Rebase);
+    assert_eq!(viewer.take(1_000), b"wer");
+    let again: Vec<_> =
+        std::iter::from_fn(|| viewer.ask()).map(|ask| (ask.room, ask.from)).collect();
+    let elsewhere = RoomId::new("q").expect("a valid name");
+    assert_eq!(again, [(room(), None), (elsewhere, Some(ImportantNo(1)))]);
+}
+
+#[test]
 fn what_the_room_forgot_is_told_and_counted() {
     let mut viewer = Driver::new([25, 25, 25, 25]);
     viewer.push(usual(1));

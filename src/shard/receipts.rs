@@ -133,6 +133,10 @@ impl Shard {
         for (member, remedy) in remedies.drain(..) {
             let Some(member) = room.members.get(member) else { continue };
             let Some(key) = self.viewers.key_of(member.viewer) else { continue };
+            // A slow viewer has them queued, or is owed them when it skips ahead.
+            if self.viewers.has_backlog(member.viewer) {
+                continue;
+            }
             match remedy {
                 Remedy::Carry(after) => {
                     let bytes = encoded.entry((after, member.format)).or_insert_with(|| {

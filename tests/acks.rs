@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use tidegate::engine::digest::Digest;
 use tidegate::engine::ids::ImportantNo;
 
+const ALLOWANCE: &str = "[websocket]\nmessages_per_second = 1\nmessage_burst = 3\n";
+
 /// Chases twice as fast as by default, so that the test takes seconds.
 const FAST: &str = "[rooms]\ncarry_after_ms = 300\ncarries = 2\n";
 
@@ -157,4 +159,28 @@ fn clients_that_know_nothing_of_it_are_left_alone() {
     plain.send(&json!({"ack": {"room": "r", "important": 1_000_000}}));
     publish(&server, "s");
     assert_eq!(plain.expect("frame")["events"][0]["id"], "s");
+}
+
+#[test]
+fn acknowledgements_that_were_asked_for_take_nothing_off_the_allowance() {
+    let server = Server::start(ALLOWANCE);
+    let mut viewer = viewer(&server, "u");
+    for i in 1..=30 {
+        let event = json!([{"id": format!("p{i}"), "kind": "red_packet", "payload": i}]);
+        assert_eq!(server.publish("r", event).0, 200);
+        let frame = viewer.expect("frame");
+        assert_eq!((&frame["important"], &frame["ack"]["one_in"]), (&json!(i), &json!(1)));
+        ack(&mut viewer, &frame["important"]);
+    }
+    server.wait_metric("tidegate_important_confirmed_total", 30.0);
+}
+
+#[test]
+fn acknowledgements_that_say_nothing_new_do() {
+    let server = Server::start(ALLOWANCE);
+    let mut viewer = viewer(&server, "u");
+    for _ in 0..20 {
+        ack(&mut viewer, &json!(0));
+    }
+    assert_eq!(viewer.closed(), Some(3501));
 }

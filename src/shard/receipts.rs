@@ -10,6 +10,7 @@ use super::Shard;
 use super::connection::{ViewerKey, WAITING};
 use super::peers::{Message, Path as _, Placement as _, Reconcile};
 use super::room::LocalRoom;
+use super::viewer::MESSAGE_TOKENS;
 use crate::engine::confirm::{Asked, Remedy, Slot, Verdict};
 use crate::engine::delivery::Cut;
 use crate::engine::digest::{Digest, MAX_RANGE};
@@ -68,6 +69,11 @@ impl Shard {
         if member != WAITING {
             let new = room.confirmations.acknowledged(member as usize, important, now);
             self.stats.confirmed += new;
+            // What confirms something new was asked for, and there are no more
+            // of these than events: it takes nothing off the viewer's allowance.
+            if new > 0 && let Some(row) = self.viewers.get(key) {
+                row.tokens = row.tokens.saturating_add(MESSAGE_TOKENS);
+            }
         }
     }
 

@@ -92,6 +92,9 @@ impl JoinError {
     }
 }
 
+/// What one message takes off a viewer's allowance, which is in thousandths.
+pub(super) const MESSAGE_TOKENS: i32 = 1_000;
+
 /// Whether a viewer may say something now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Speech {
@@ -118,7 +121,7 @@ impl Shard {
         row.awaiting_pong = false;
         let refill = u64::from(millis.wrapping_sub(row.refilled)) * u64::from(rate);
         let refill = i32::try_from(refill).unwrap_or(i32::MAX / 2);
-        row.tokens = row.tokens.saturating_add(refill).min(burst) - 1_000;
+        row.tokens = row.tokens.saturating_add(refill).min(burst) - MESSAGE_TOKENS;
         row.refilled = millis;
         if row.tokens >= 0 {
             return Speech::Granted;

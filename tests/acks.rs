@@ -23,6 +23,10 @@ fn viewer(server: &Server, user: &str) -> Viewer {
     viewer
 }
 
+fn ack(viewer: &mut Viewer, important: &Value) {
+    viewer.send(&json!({"ack": {"room": "r", "important": important}}));
+}
+
 fn publish(server: &Server, id: &str) {
     let (_, body) = server.publish("r", json!([{"id": id, "kind": "red_packet", "payload": 1}]));
     assert_eq!(body["results"][0]["status"], "accepted", "{body}");

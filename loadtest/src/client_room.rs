@@ -389,10 +389,8 @@ mod tests {
 
     /// A frame with these important numbers, whose newest is `important`.
     fn frame(seqs: (u64, u64), important: u64, numbers: &[u64]) -> Frame {
-        let event = |&number: &u64| Event {
-            important: Some(number),
-            payload: Mark { lt: [0, number, 0] },
-        };
+        let event =
+            |&number: &u64| Event { important: Some(number), payload: Mark { lt: [0, number, 0] } };
         let (first_seq, last_seq) = seqs;
         let events = numbers.iter().map(event).collect();
         Frame { epoch: 7, first_seq, last_seq, important, events, ack: None }

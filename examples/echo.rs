@@ -20,7 +20,7 @@ use tidegate::engine::level::LevelKey;
 use tidegate::ingress::stats::EdgeStats;
 use tidegate::shard::connection::ViewerKey;
 use tidegate::shard::held::HoldSettings;
-use tidegate::shard::home::HomeSettings;
+use tidegate::shard::home::{Announce, HomeSettings};
 use tidegate::shard::intake::IntakeSettings;
 use tidegate::shard::peers::LocalShards;
 use tidegate::shard::{Shard, ShardSettings};
@@ -80,6 +80,7 @@ fn settings() -> ShardSettings {
             compression: Compression { min_bytes: 0, level: 3 },
             max_rooms: 1,
             resume_events: 0,
+            announce: Announce::default(),
             acks_per_second: 1,
             pulls_per_second: 1,
             retention: DAY,

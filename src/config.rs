@@ -24,13 +24,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::engine::admission::AdmissionSettings;
 use crate::engine::ids::Tier;
-use crate::engine::kind::Kinds;
+use crate::engine::kind::{Kind, Kinds};
 use crate::engine::settings::RoomSettings;
 use crate::limits::LimitSettings;
 use crate::limits::keyed::Rate;
@@ -235,6 +236,12 @@ pub struct Rooms {
     /// Pulls of important events answered a second, per home shard; beyond it
     /// viewers are told when to come back. Default 5000.
     pub pulls_per_second: u32 = 5_000,
+    /// Kind of the event that tells a room of a user who came; most fitting is a
+    /// `sampled` one, such as the built-in `enter`. Default empty: nothing is told.
+    pub enter_kind: String = String::new(),
+    /// Kind of the event that tells of a user who left. Default empty: nothing is
+    /// told.
+    pub leave_kind: String = String::new(),
     /// Missed events that a viewer who comes back is sent at most, the newest; the
     /// rest it can pull. Default 1000.
     pub resume_events: usize = 1_000,
@@ -483,6 +490,12 @@ impl Config {
             log_patience: self.durable.patience(),
             online_interval: Duration::from_millis(rooms.online_interval_ms),
         }
+    }
+
+    /// The kind of this name; `None` for no name.
+    #[must_use]
+    pub fn announced(&self, name: &str) -> Option<Arc<Kind>> {
+        (!name.is_empty()).then(|| self.kinds().resolve(name))
     }
 
     /// The constants of overload control.

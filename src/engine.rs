@@ -18,6 +18,7 @@ pub mod kind;
 pub mod ladder;
 pub mod settings;
 pub mod time;
+pub mod visitors;
 
 pub mod admission;
 mod budget;

@@ -39,7 +39,7 @@ use crate::ingress::stats::EdgeStats;
 use crate::limits::{CallerLimits, ClientTypes};
 use crate::log::Log;
 use crate::shard::held::HoldSettings;
-use crate::shard::home::HomeSettings;
+use crate::shard::home::{Announce, HomeSettings};
 use crate::shard::intake::IntakeSettings;
 use crate::shard::peers::{Inbox, LocalShards, Message, Path as _};
 use crate::shard::{Shard, ShardSettings};
@@ -147,6 +147,10 @@ impl Plan {
                 },
                 max_rooms: config.rooms.max_rooms,
                 retention: millis(config.durable.retention_ms),
+                announce: Announce {
+                    entered: config.announced(&config.rooms.enter_kind),
+                    left: config.announced(&config.rooms.leave_kind),
+                },
                 acks_per_second: config.rooms.acks_per_second,
                 pulls_per_second: config.rooms.pulls_per_second,
                 resume_events: config.rooms.resume_events,

@@ -10,6 +10,7 @@
 //! slice of fan-out while [`has_work`](Shard::has_work).
 
 pub mod arrival;
+pub mod asks;
 pub mod connection;
 mod drain;
 pub mod fanout;
@@ -207,8 +208,8 @@ impl Shard {
             Message::Subscribe { room, shard, formats, resume } => {
                 self.homes.subscribe(&room, (shard, formats), resume, &shared, now);
             }
-            Message::Presence { room, shard, viewers, formats } => {
-                self.homes.presence(&room, shard, viewers, formats, now);
+            Message::Presence { room, shard, viewers, formats, moves } => {
+                self.homes.presence(&room, (shard, viewers, formats), &moves, now);
             }
             Message::FrameOut { room } => self.homes.frame_out(&room, now),
             Message::Pull { room, from, to, viewer } => {
@@ -423,6 +424,7 @@ impl Shard {
                     shard: self.id,
                     viewers: room.viewers(),
                     formats: room.formats(),
+                    moves: std::mem::take(&mut room.moves),
                 };
                 self.peers.send(room.home, report);
             }

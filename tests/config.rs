@@ -108,6 +108,7 @@ fn the_environment_overrides_every_leaf() {
         match (path, value) {
             ("server.listen", _) => "127.0.0.1:9000".into(),
             ("server.admin_listen", _) => "127.0.0.1:9001".into(),
+            ("rooms.enter_kind" | "rooms.leave_kind", _) => "enter".into(),
             ("durable.directory", _) => "elsewhere".into(),
             ("log.filter", _) => "warn".into(),
             ("log.format", _) => "json".into(),

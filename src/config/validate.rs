@@ -160,6 +160,16 @@ fn rooms(config: &Config, check: &mut Check) {
     check.range("rooms.dedupe_sampled", rooms.dedupe_sampled, 0..=10_000_000);
     check.range("rooms.max_keys", rooms.max_keys, 1..=1_000_000);
     check.range("rooms.state_bytes", rooms.state_bytes, 1_024..=1_024 * MIB);
+    for (path, name) in
+        [("rooms.enter_kind", &rooms.enter_kind), ("rooms.leave_kind", &rooms.leave_kind)]
+    {
+        let known = config.kinds.get(name);
+        if !name.is_empty() && known.is_none() {
+            check.fail(path, format!("is {name:?}"), "the name of a kind in [kinds], or nothing");
+        } else if known.is_some_and(|kind| kind.lane == LaneName::Important) {
+            check.fail(path, format!("is {name:?}"), "a kind of another lane than important");
+        }
+    }
     check.range("rooms.acks_per_second", rooms.acks_per_second, 1..=10_000_000);
     check.range("rooms.pulls_per_second", rooms.pulls_per_second, 1..=10_000_000);
     check.range("rooms.carry_after_ms", rooms.carry_after_ms, 100..=60_000);

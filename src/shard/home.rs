@@ -6,6 +6,7 @@
 //! fan-out takes longer than the interval.
 
 mod durable;
+mod presence;
 mod read;
 mod reconcile;
 mod resume;
@@ -15,6 +16,7 @@ use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::presence::Announce;
 use super::intake::{Intake, IntakeSettings};
 use super::peers::{Answered, Message, Origin, Path};
 use super::stats::ShardStats;
@@ -60,6 +62,8 @@ pub struct HomeSettings {
     pub resume_events: usize,
     /// Acknowledgements that viewers are asked for, over all rooms.
     pub acks_per_second: u32,
+    /// Kinds of the events that tell of users who came and left.
+    pub announce: Announce,
     /// Pulls answered, over all rooms.
     pub pulls_per_second: u32,
     /// The numbering of a room that the log knows is kept for this.
@@ -114,6 +118,8 @@ pub struct Homes {
     acks: Budget,
     pulls: read::Pulls,
     digests: reconcile::Digests,
+    /// Events of its own that it has made.
+    announced: u64,
 }
 
 impl Homes {
@@ -136,6 +142,7 @@ impl Homes {
             acks: Budget::new(acks_per_second, now),
             pulls: read::Pulls::new(pulls_per_second, now),
             digests: reconcile::Digests::new(now),
+            announced: 0,
         }
     }
 
@@ -196,19 +203,6 @@ impl Homes {
                 Origin::Nobody => {}
             }
         }
-    }
-
-    /// A shard's viewers of a room came or went.
-    pub fn presence(&mut self, id: &RoomId, shard: ShardId, viewers: u32, formats: u8, now: Time) {
-        let Some(home) = self.rooms.get_mut(id) else { return };
-        if viewers == 0 {
-            home.shards.retain(|s| s.shard != shard);
-        } else {
-            *home.subscriber(shard) = Subscriber { shard, viewers, formats };
-        }
-        let online = home.shards.iter().map(|s| s.viewers).sum();
-        home.room.set_online(online, now);
-        self.mark_dirty(id);
     }
 
     /// A shard is done with the last frame.

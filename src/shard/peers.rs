@@ -12,11 +12,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
+pub use super::asks::{LogRead, Reconcile, Wanted};
 use super::connection::ViewerKey;
 use super::rebase::Located;
+use super::room::Moves;
 use super::stats::ShardStats;
 use crate::engine::delivery::Ask;
-use crate::engine::digest::Digest;
 use crate::engine::event::{Event, Numbered};
 use crate::engine::ids::{Epoch, ImportantNo, RoomId, Seq, ShardId};
 use crate::engine::ladder::Rung;
@@ -25,7 +26,7 @@ use crate::engine::outcome::Outcome;
 use crate::engine::priority::{AdmissionLevel, Advice, Priority};
 use crate::engine::room::Position;
 use crate::engine::time::Time;
-use crate::log::{Logged, ReadAnswer};
+use crate::log::Logged;
 use crate::wire::Format;
 use crate::wire::shared::{SharedFrame, SharedSnapshot};
 
@@ -73,6 +74,8 @@ pub enum Message {
         viewers: u32,
         /// Their formats, a bit each.
         formats: u8,
+        /// Who came and went.
+        moves: Moves,
     },
     /// To a subscribed shard: for those who wait to join from one position.
     Enter(Arc<Entrance>),
@@ -272,73 +275,6 @@ pub struct Events {
     pub more: bool,
 }
 
-/// A viewer's word on what it received.
-#[derive(Debug, Clone)]
-pub struct Reconcile {
-    /// Of which room.
-    pub room: RoomId,
-    /// First number.
-    pub from: ImportantNo,
-    /// Last number.
-    pub to: ImportantNo,
-    /// What it has of them.
-    pub digest: Digest,
-    /// Who.
-    pub viewer: Asker,
-}
-
-/// What the log brought, and for whom.
-#[derive(Debug)]
-pub struct LogRead {
-    /// Which room's events.
-    pub room: RoomId,
-    /// What for.
-    pub wanted: Wanted,
-    /// The events.
-    pub answer: ReadAnswer,
-}
-
-/// Why the log is read.
-#[derive(Debug)]
-pub enum Wanted {
-    /// A viewer pulls.
-    Pull {
-        /// From where.
-        after: ImportantNo,
-        /// How many at most.
-        events: usize,
-        /// Who.
-        asker: Asker,
-    },
-    /// A reader over HTTP.
-    Http {
-        /// From where.
-        after: ImportantNo,
-        /// How many at most.
-        events: usize,
-        /// Who.
-        reply: oneshot::Sender<Option<Events>>,
-    },
-    /// A viewer's digest is compared.
-    Digest(Reconcile),
-    /// A slow viewer skips ahead.
-    Locate {
-        /// Who.
-        viewer: Asker,
-        /// What it asked for.
-        ask: Ask,
-        /// From where.
-        after: ImportantNo,
-    },
-    /// Viewers come back.
-    Resume {
-        /// On which shard.
-        shard: ShardId,
-        /// From where.
-        from: Position,
-    },
-}
-
 /// Who is a room's home?
 pub trait Placement: Send + Sync {
     /// The shard that numbers the room.
@@ -494,6 +430,12 @@ impl LocalShards {
     pub fn set_standing(&self, shard: ShardId, standing: Standing) {
         let mailbox = &self.mailboxes[usize::from(shard.0)];
         mailbox.standing.store(standing.pack(), Ordering::Relaxed);
+    }
+
+    /// A user's hash for counting different ones.
+    #[must_use]
+    pub fn visitor(&self, user: &str) -> u64 {
+        self.level_key.visitor(user)
     }
 
     /// What priorities rest on.

@@ -318,6 +318,12 @@ impl Shard {
             let backlogged = self.viewers.has_backlog(key.index);
             let Some(room) = self.rooms[index as usize].as_mut() else { return };
             let member = room.add(key.index, format, backlogged);
+            if let Some(user) = self.viewers.row(key.index).user.clone() {
+                // Who comes back has not come.
+                if resume.is_none() {
+                    room.moves.entered(self.peers.visitor(&user), &user);
+                }
+            }
             room.confirmations.joined(ack_slot(key), acks, snapshot.snapshot().important);
             self.viewers.row_mut(key.index).memberships[place].member = member;
             count(&mut self.stats.joins, &JOIN_RESULTS, "joined");
@@ -367,6 +373,9 @@ impl Shard {
             room.waiting.retain(|waiting| waiting.key != key);
         } else {
             room.remove(index, membership.member, excused, &mut self.viewers);
+            if let Some(user) = &self.viewers.row(key.index).user {
+                room.moves.left(user);
+            }
             self.dirty_rooms.push(index);
         }
     }

@@ -212,7 +212,9 @@ fn snapshot_fields(object: &mut Object<'_>, snapshot: &Snapshot) {
         .number("epoch", snapshot.epoch.0)
         .number("seq", snapshot.seq.0)
         .number("important", snapshot.important.0)
-        .number("online", snapshot.online);
+        .number("online", snapshot.online)
+        .number("users", snapshot.users.count)
+        .boolean("users_exact", snapshot.users.exact);
     list(object.name("state"), &snapshot.state, |out, e| event(out, e));
     list(object.name("totals"), &snapshot.totals, |out, t| total(out, t, false));
 }

@@ -83,6 +83,8 @@ pub fn joined(snapshot: &Snapshot, recovery: Recovery) -> Vec<u8> {
         seq: snapshot.seq.0,
         important: snapshot.important.0,
         online: snapshot.online,
+        users: snapshot.users.count,
+        users_exact: snapshot.users.exact,
         recovered: recovery.recovered,
         missed: recovery.missed.map(|(from, to)| v1::Missed { from: from.0, to: to.0 }),
         state: snapshot.state.iter().map(|e| event(e)).collect(),

@@ -369,6 +369,7 @@ mod tests {
             seq: Seq(5),
             important: ImportantNo(1),
             online: 0,
+            users: crate::engine::visitors::Users::default(),
             state: vec![event(Lane::Important, Some(5))],
             totals: vec![total],
         };

@@ -155,6 +155,7 @@ impl Driver {
             seq: Seq(seq),
             important: ImportantNo(important),
             online: 1,
+            users: crate::engine::visitors::Users::default(),
             state: Vec::new(),
             totals: Vec::new(),
         };

@@ -154,8 +154,9 @@ const LICENCES: &[&str] = &[
 
 /// Dependencies that the binaries hold in two versions. Entries only go; one more
 /// comes with a dependency that is worth it: `hashbrown` with governor, whose
-/// newest release still has 0.16, and h2.
-const DUPLICATES: &[&str] = &["base64", "hashbrown", "tower-http"];
+/// newest release still has 0.16, and h2; `rand_core`, a few traits, with the
+/// sketch of cardinality-estimator.
+const DUPLICATES: &[&str] = &["base64", "hashbrown", "rand_core", "tower-http"];
 
 /// Fails with all findings at once.
 fn report(findings: &[String], rule: &str) {

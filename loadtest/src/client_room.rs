@@ -86,7 +86,8 @@ pub(crate) struct Frame {
     first_seq: u64,
     last_seq: u64,
     important: u64,
-    events: Vec<Event>,
+    /// What it carries.
+    pub(crate) events: Vec<Event>,
     ack: Option<Asked>,
 }
 
@@ -100,8 +101,17 @@ struct Asked {
 /// One event of ours.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Event {
+    seq: Option<u64>,
     important: Option<u64>,
     payload: Mark,
+}
+
+impl Event {
+    /// Its number, its important number, and which of the publisher's events of
+    /// its sort it is.
+    pub(crate) fn numbers(&self) -> (Option<u64>, Option<u64>, u64) {
+        (self.seq, self.important, self.payload.lt[1])
+    }
 }
 
 /// What our payloads carry.
@@ -390,6 +400,7 @@ mod tests {
     /// A frame with these important numbers, whose newest is `important`.
     fn frame(seqs: (u64, u64), important: u64, numbers: &[u64]) -> Frame {
         let event = |&number: &u64| Event {
+            seq: None,
             important: Some(number),
             payload: Mark { lt: [0, number, 0] },
         };

@@ -186,7 +186,7 @@ fn measure(
         viewers: options.viewers,
         accepted: told.count(),
         accepted_per_second: told.count() as f64 / seconds,
-        talk: told.talk,
+        talk: told.talk.iter().map(|room| room.len() as u64).sum(),
         fruitless_lives,
         unanswered: told.unanswered,
         postponed: told.postponed,

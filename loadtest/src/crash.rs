@@ -107,12 +107,13 @@ struct TallyResult {
     acks: u64,
     recovered: u64,
     fresh: u64,
+    reborn: u64,
 }
 
 impl From<Tally> for TallyResult {
     fn from(tally: Tally) -> Self {
-        let Tally { dropped, held, pulls, acks, recovered, fresh, .. } = tally;
-        Self { dropped, held, pulls, acks, recovered, fresh }
+        let Tally { dropped, held, pulls, acks, recovered, fresh, reborn, .. } = tally;
+        Self { dropped, held, pulls, acks, recovered, fresh, reborn }
     }
 }
 
@@ -296,8 +297,8 @@ fn output(options: &CrashOptions, result: &CrashResult) -> Result<()> {
             .line(
                 "came back",
                 format!(
-                    "{} times: {} recovered in full, {} anew with what they were owed",
-                    result.reconnected, tally.recovered, tally.fresh
+                    "{} times: {} recovered in full, {} anew with what they were owed, {} to a room of which nothing had been logged",
+                    result.reconnected, tally.recovered, tally.fresh, tally.reborn
                 ),
             )
             .line("dropped", format!("{} that came again, by their number", tally.dropped))

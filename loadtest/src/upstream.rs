@@ -253,7 +253,12 @@ impl Publisher {
         }
     }
 
+    /// Talk; not before the room's first important event was accepted: until
+    /// then its numbers are kept nowhere, and may be given again.
     fn talk(&mut self, room: usize, number: u64) {
+        if self.outcome.accepted[room].is_empty() {
+            return;
+        }
         let name = self.plan.rooms[room].0.clone();
         let payload = self.payload(room, number, sys::mono_us());
         let event = format!(

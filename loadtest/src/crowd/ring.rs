@@ -481,7 +481,7 @@ impl Ring {
                     self.outcome.reconnected += 1;
                     self.shared.reconnected.fetch_add(1, Ordering::Relaxed);
                 }
-                member.model.joined(joined, now);
+                member.model.joined(joined, now, &mut draw);
                 (member.phase, member.attempts) = (Phase::Live, 0);
                 self.shared.live.fetch_add(1, Ordering::Relaxed);
                 self.caught_up(index, now);

@@ -149,8 +149,12 @@ impl Client {
                 here.fetch_add(1, Ordering::SeqCst);
                 self.at = Some((epoch, seq, important));
             }
-            Some((known, last, shown)) => {
-                assert_eq!(*known, epoch, "one numbering over all restarts");
+            Some((known, last, shown)) if *known != epoch => {
+                // Nothing of the room was logged: a later numbering is all new.
+                assert!(*shown == 0 && epoch > *known, "one numbering over all restarts");
+                (*known, *last) = (epoch, seq);
+            }
+            Some((_, last, shown)) => {
                 assert!(important >= *shown, "what was shown is gone");
                 if joined["recovered"] == false {
                     *last = seq;
@@ -285,4 +289,27 @@ fn kills_lose_nothing_and_double_nothing() {
 #[test]
 fn orderly_ends_lose_nothing_and_double_nothing() {
     survives(3, |server| server.terminate());
+}
+
+#[test]
+fn what_came_before_a_viewer_was_back_in_a_room_without_a_past_can_be_pulled() {
+    let mut server = Server::start("");
+    let token = server.token("u", "viewer", &["r"]);
+    let mut viewer = server.connect();
+    viewer.expect("welcome");
+    viewer.join("r", &token);
+    let before = viewer.expect("joined");
+    server.kill();
+    server.again();
+    let event = json!([{"id": "a", "kind": "red_packet", "payload": 1}]);
+    assert_eq!(server.publish("r", event).0, 200);
+    let mut viewer = server.connect();
+    viewer.expect("welcome");
+    viewer.resume("r", &token, &json!({"epoch": before["epoch"], "seq": 0, "important": 0}));
+    let joined = viewer.expect("joined");
+    assert_eq!((&joined["recovered"], &joined["important"]), (&json!(false), &json!(1)));
+    // Epochs are ordered: all of a later one is new to whoever knows an earlier.
+    assert!(joined["epoch"].as_u64() > before["epoch"].as_u64(), "{joined}");
+    viewer.send(&json!({"pull": {"room": "r", "from": 1, "to": 1}}));
+    assert_eq!(viewer.expect("frame")["events"][0]["id"], "a");
 }

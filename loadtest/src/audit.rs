@@ -1,7 +1,7 @@
 //! The account at the end: what publishers were told is compared with what the
 //! log has, and that with what every viewer was shown.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -110,7 +110,7 @@ pub(crate) struct Verdict {
     /// Viewers that were not shown exactly what their room had from their first
     /// join on, once and in order.
     pub(crate) wrong_viewers: u64,
-    /// Important numbers seen with two different events.
+    /// Numbers that viewers saw with two different events.
     pub(crate) conflicts: u64,
     /// Times a room's numbering began anew or went back.
     pub(crate) new_numberings: u64,
@@ -179,6 +179,17 @@ impl Verdict {
         }
     }
 
+    /// Talk is not logged, but its numbers are given once too: they were answered.
+    pub(crate) fn talk(&mut self, name: &str, told: &[upstream::Accepted], ledger: &Ledger) {
+        let mut taken: HashSet<u64> = ledger.events.iter().map(|&(_, seq)| seq).collect();
+        for talk in told {
+            if !taken.insert(talk.seq) {
+                let text = format!("{name}: number {} for talk {} and before", talk.seq, talk.n);
+                self.add(&mut |v| &mut v.shared_numbers, text);
+            }
+        }
+    }
+
     /// Compares what viewers were shown with what the log has.
     pub(crate) fn viewers(&mut self, seen: &crowd::Outcome, ledgers: &[Ledger]) {
         for (index, viewer) in seen.viewers.iter().enumerate() {
@@ -200,9 +211,8 @@ impl Verdict {
                 self.add(&mut |v| &mut v.wrong_viewers, text);
             }
         }
-        for (room, number, one, other) in &seen.conflicts {
-            let text = format!("room {room}: important {number} is event {one} and {other}");
-            self.add(&mut |v| &mut v.conflicts, text);
+        for text in &seen.conflicts {
+            self.add(&mut |v| &mut v.conflicts, text.clone());
         }
         self.new_numberings += seen.tally.renumbered;
         self.skipped += seen.tally.skipped;
@@ -250,9 +260,10 @@ pub(crate) fn account(
     verdict: &mut Verdict,
 ) -> Result<Vec<Ledger>> {
     let mut ledgers = Vec::new();
-    for (name, accepted) in rooms.iter().zip(&told.accepted) {
+    for ((name, accepted), talk) in rooms.iter().zip(&told.accepted).zip(&told.talk) {
         let ledger = Ledger::read(server, name, verdict)?;
         verdict.log(name, accepted, &ledger);
+        verdict.talk(name, talk, &ledger);
         ledgers.push(ledger);
     }
     verdict.refused += told.refused.values().sum::<u64>();
@@ -288,6 +299,16 @@ mod tests {
         let counts = (verdict.lost, verdict.doubled, verdict.renumbered, verdict.made_up);
         assert_eq!(counts, (1, 1, 1, 1), "{:?}", verdict.words);
         assert_eq!((verdict.shared_numbers, verdict.total()), (1, 5));
+    }
+
+    #[test]
+    fn a_number_of_an_important_event_is_not_given_to_talk() {
+        let mut verdict = Verdict::default();
+        let log = ledger(&[(0, 1), (1, 4)]);
+        verdict.talk("r", &told(&[(0, 2), (1, 3), (2, 9)]), &log);
+        assert_eq!(verdict.total(), 0, "{:?}", verdict.words);
+        verdict.talk("r", &told(&[(0, 2), (1, 4), (2, 2)]), &log);
+        assert_eq!(verdict.shared_numbers, 2);
     }
 
     #[test]

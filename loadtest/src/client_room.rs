@@ -14,6 +14,9 @@ use serde::Deserialize;
 const PULL_EVENTS: u64 = 200;
 /// A hole is often filled by what is on its way: so long it is waited for at most.
 const HOLE_WAIT_US: u64 = 200_000;
+/// What a join says was missed and does not follow is pulled within this: many
+/// may have come back at once.
+const MISSED_WAIT_US: u64 = 1_000_000;
 /// An unanswered pull is repeated after this.
 const PULL_AGAIN_US: u64 = 2_000_000;
 
@@ -86,7 +89,8 @@ pub(crate) struct Frame {
     first_seq: u64,
     last_seq: u64,
     important: u64,
-    events: Vec<Event>,
+    /// What it carries.
+    pub(crate) events: Vec<Event>,
     ack: Option<Asked>,
 }
 
@@ -100,8 +104,17 @@ struct Asked {
 /// One event of ours.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Event {
+    seq: Option<u64>,
     important: Option<u64>,
     payload: Mark,
+}
+
+impl Event {
+    /// Its number, its important number, and which of the publisher's events of
+    /// its sort it is.
+    pub(crate) fn numbers(&self) -> (Option<u64>, Option<u64>, u64) {
+        (self.seq, self.important, self.payload.lt[1])
+    }
 }
 
 /// What our payloads carry.
@@ -154,8 +167,11 @@ pub(crate) struct Tally {
     pub(crate) acks: u64,
     /// Numbers that a frame skipped without a notice.
     pub(crate) skipped: u64,
-    /// Times the numbering was another one than before, or went back.
+    /// Times the numbering was another one than that of events it had shown, or
+    /// went back.
     pub(crate) renumbered: u64,
+    /// Times a room of which nothing important was known began anew.
+    pub(crate) reborn: u64,
     /// Joins that were recovered in full.
     pub(crate) recovered: u64,
     /// Joins with a position that began anew.
@@ -171,6 +187,7 @@ impl Tally {
         self.acks += other.acks;
         self.skipped += other.skipped;
         self.renumbered += other.renumbered;
+        self.reborn += other.reborn;
         self.recovered += other.recovered;
         self.fresh += other.fresh;
     }
@@ -212,11 +229,22 @@ impl Room {
     }
 
     /// It is in.
-    pub(crate) fn joined(&mut self, joined: &Joined, now: u64) {
+    ///
+    /// Another numbering than before that began later (epochs are ordered by
+    /// when rooms were opened) is one of which it has nothing: all its important
+    /// events came after what it knows. So when a server dies before anything
+    /// of a room was logged, what was accepted since is not missed.
+    pub(crate) fn joined(
+        &mut self,
+        joined: &Joined,
+        now: u64,
+        random: &mut impl FnMut(u64) -> u64,
+    ) {
         // What was asked or held on another connection is void.
         (self.asked, self.pull_at) = (None, None);
         self.held.clear();
         let Joined { epoch, seq, important, recovered, .. } = *joined;
+        let mut missed = joined.missed.as_ref().is_some_and(|missed| missed.from <= missed.to);
         match &mut self.at {
             Some(at) if at.epoch == epoch => {
                 // What it was shown was logged: no room may stand before that.
@@ -228,16 +256,19 @@ impl Room {
                     at.seq = seq;
                 }
             }
-            at => {
-                self.tally.renumbered += u64::from(at.is_some());
-                *at = Some(Position { epoch, seq, important });
+            Some(at) => {
+                let nothing_shown = at.important == 0;
+                self.tally.reborn += u64::from(nothing_shown);
+                self.tally.renumbered += u64::from(!nothing_shown);
+                let later = epoch > at.epoch;
+                *at = Position { epoch, seq, important: if later { 0 } else { important } };
+                missed |= at.important < important;
             }
+            at => *at = Some(Position { epoch, seq, important }),
         }
         (self.newest, self.following) = (important, seq);
-        if let Some(Range { from, to }) = joined.missed
-            && from <= to
-        {
-            self.pull_at = Some(now);
+        if missed {
+            self.pull_at = Some(now + random(MISSED_WAIT_US));
         }
     }
 
@@ -376,10 +407,15 @@ impl Room {
 mod tests {
     use super::*;
 
+    /// The draw of every test.
+    fn half(end: u64) -> u64 {
+        end / 2
+    }
+
     /// A room that joined at seq 4 and important 2.
     fn room() -> Room {
         let mut room = Room::default();
-        room.joined(&joined(4, 2, false), 0);
+        room.joined(&joined(4, 2, false), 0, &mut half);
         room
     }
 
@@ -389,8 +425,11 @@ mod tests {
 
     /// A frame with these important numbers, whose newest is `important`.
     fn frame(seqs: (u64, u64), important: u64, numbers: &[u64]) -> Frame {
-        let event =
-            |&number: &u64| Event { important: Some(number), payload: Mark { lt: [0, number, 0] } };
+        let event = |&number: &u64| Event {
+            seq: None,
+            important: Some(number),
+            payload: Mark { lt: [0, number, 0] },
+        };
         let (first_seq, last_seq) = seqs;
         let events = numbers.iter().map(event).collect();
         Frame { epoch: 7, first_seq, last_seq, important, events, ack: None }
@@ -403,7 +442,6 @@ mod tests {
     /// Takes a frame; returns what was shown and said. Draws are always the half.
     fn take(room: &mut Room, frame: &Frame, now: u64) -> (Vec<u64>, Option<Say>) {
         let mut shown = Vec::new();
-        let mut half = |end: u64| end / 2;
         let say = room.frame(frame, now, &mut half, &mut |event| shown.push(event.number));
         (shown, say)
     }
@@ -465,9 +503,9 @@ mod tests {
     #[test]
     fn told_that_it_missed_what_it_has_it_says_so_again() {
         let mut room = room();
-        room.missed(2, 100, 5, &mut |end| end / 2);
+        room.missed(2, 100, 5, &mut half);
         assert_eq!(room.due(5), Some(Say::Ack(2)));
-        room.missed(4, 100, 5, &mut |end| end / 2);
+        room.missed(4, 100, 5, &mut half);
         let at = room.next_deadline().unwrap();
         assert_eq!((at > 5, room.due(at)), (true, Some(Say::Pull(3, 4))));
     }
@@ -478,11 +516,25 @@ mod tests {
         take(&mut room, &frame((5, 6), 4, &[4]), 1);
         let from = room.position().unwrap();
         assert_eq!((from.seq, from.important), (6, 2), "what is held was not shown");
-        room.joined(&joined(8, 5, true), 2);
+        room.joined(&joined(8, 5, true), 2, &mut half);
         assert_eq!(take(&mut room, &frame((7, 8), 5, &[3, 4, 5]), 3).0, [3, 4, 5]);
         assert_eq!((room.tally.recovered, room.tally.renumbered), (1, 0));
-        room.joined(&joined(9, 3, false), 4);
+        room.joined(&joined(9, 3, false), 4, &mut half);
         assert_eq!((room.tally.fresh, room.tally.renumbered), (1, 1), "numbers went back");
+    }
+
+    #[test]
+    fn of_a_numbering_that_began_later_it_has_nothing() {
+        let mut room = Room::default();
+        room.joined(&joined(0, 0, false), 0, &mut half);
+        room.joined(&Joined { epoch: 8, ..joined(3, 2, false) }, 5, &mut half);
+        assert_eq!((room.tally.reborn, room.tally.renumbered), (1, 0));
+        let at = room.next_deadline().unwrap();
+        assert_eq!(room.due(at), Some(Say::Pull(1, 2)));
+        let pulled = Frame { epoch: 8, ..frame((4, 3), 2, &[1, 2]) };
+        assert_eq!(take(&mut room, &pulled, at).0, [1, 2]);
+        room.joined(&Joined { epoch: 9, ..joined(1, 1, false) }, 6, &mut half);
+        assert_eq!((room.tally.reborn, room.tally.renumbered), (1, 1), "what it showed is gone");
     }
 
     #[test]

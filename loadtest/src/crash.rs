@@ -107,12 +107,13 @@ struct TallyResult {
     acks: u64,
     recovered: u64,
     fresh: u64,
+    reborn: u64,
 }
 
 impl From<Tally> for TallyResult {
     fn from(tally: Tally) -> Self {
-        let Tally { dropped, held, pulls, acks, recovered, fresh, .. } = tally;
-        Self { dropped, held, pulls, acks, recovered, fresh }
+        let Tally { dropped, held, pulls, acks, recovered, fresh, reborn, .. } = tally;
+        Self { dropped, held, pulls, acks, recovered, fresh, reborn }
     }
 }
 
@@ -186,7 +187,7 @@ fn measure(
         viewers: options.viewers,
         accepted: told.count(),
         accepted_per_second: told.count() as f64 / seconds,
-        talk: told.talk,
+        talk: told.talk.iter().map(|room| room.len() as u64).sum(),
         fruitless_lives,
         unanswered: told.unanswered,
         postponed: told.postponed,
@@ -296,8 +297,8 @@ fn output(options: &CrashOptions, result: &CrashResult) -> Result<()> {
             .line(
                 "came back",
                 format!(
-                    "{} times: {} recovered in full, {} anew with what they were owed",
-                    result.reconnected, tally.recovered, tally.fresh
+                    "{} times: {} recovered in full, {} anew with what they were owed, {} to a room of which nothing had been logged",
+                    result.reconnected, tally.recovered, tally.fresh, tally.reborn
                 ),
             )
             .line("dropped", format!("{} that came again, by their number", tally.dropped))

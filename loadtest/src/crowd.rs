@@ -105,8 +105,8 @@ pub(crate) struct Outcome {
     pub(crate) closed: BTreeMap<String, u64>,
     /// Errors the server told, by code.
     pub(crate) errors: BTreeMap<String, u64>,
-    /// Important numbers seen with two events: room, number, both.
-    pub(crate) conflicts: Vec<(usize, u64, u32, u32)>,
+    /// Numbers seen with two events, in words.
+    pub(crate) conflicts: Vec<String>,
     /// Connections made anew.
     pub(crate) reconnected: u64,
     /// Frames with room content.

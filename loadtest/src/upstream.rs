@@ -61,8 +61,8 @@ pub(crate) struct Outcome {
     pub(crate) postponed: BTreeMap<String, u64>,
     /// Important events sent again because no answer came.
     pub(crate) unanswered: u64,
-    /// Talk that was accepted.
-    pub(crate) talk: u64,
+    /// The same of talk.
+    pub(crate) talk: Vec<Vec<Accepted>>,
     /// From sending to the answer, of important events answered at once.
     pub(crate) answers: Recorded,
 }
@@ -73,8 +73,15 @@ impl Outcome {
         self.accepted.iter().map(|room| room.len() as u64).sum()
     }
 
+    /// Of so many rooms.
+    fn new(rooms: usize) -> Self {
+        let (accepted, talk) = (vec![Vec::new(); rooms], vec![Vec::new(); rooms]);
+        Self { accepted, talk, ..Self::default() }
+    }
+
     fn absorb(&mut self, other: Outcome) {
-        for (mine, theirs) in self.accepted.iter_mut().zip(other.accepted) {
+        let mine = self.accepted.iter_mut().chain(&mut self.talk);
+        for (mine, theirs) in mine.zip(other.accepted.into_iter().chain(other.talk)) {
             mine.extend(theirs);
         }
         for (code, count) in other.refused {
@@ -84,7 +91,6 @@ impl Outcome {
             *self.postponed.entry(code).or_default() += count;
         }
         self.unanswered += other.unanswered;
-        self.talk += other.talk;
         self.answers.absorb(&other.answers);
     }
 }
@@ -114,10 +120,7 @@ impl Upstream {
                 stop: Arc::clone(&stop),
                 count: Arc::clone(&accepted),
                 answers: hist::new(),
-                outcome: Outcome {
-                    accepted: vec![Vec::new(); plan.rooms.len()],
-                    ..Outcome::default()
-                },
+                outcome: Outcome::new(plan.rooms.len()),
             };
             let share = 1.0 / publishers as f64;
             let name = format!("publisher-{index}");
@@ -135,8 +138,7 @@ impl Upstream {
     /// No further events; returns when all that were begun are answered.
     pub(crate) fn finish(self) -> Result<Outcome> {
         self.stop.store(true, Ordering::Relaxed);
-        let accepted = vec![Vec::new(); self.rooms];
-        let mut outcome = Outcome { accepted, ..Outcome::default() };
+        let mut outcome = Outcome::new(self.rooms);
         for thread in self.threads {
             outcome.absorb(thread.join().map_err(|_| anyhow!("a publisher panicked"))?);
         }
@@ -251,14 +253,20 @@ impl Publisher {
         }
     }
 
+    /// Talk; not before the room's first important event was accepted: until
+    /// then its numbers are kept nowhere, and may be given again.
     fn talk(&mut self, room: usize, number: u64) {
+        if self.outcome.accepted[room].is_empty() {
+            return;
+        }
         let name = self.plan.rooms[room].0.clone();
         let payload = self.payload(room, number, sys::mono_us());
         let event = format!(
             r#"{{"events":[{{"id":"{name}-talk-{number}","kind":"chat","user":"loadtest","payload":{payload}}}]}}"#
         );
-        if let Attempt::Accepted(_) = self.attempt(&name, &event) {
-            self.outcome.talk += 1;
+        if let Attempt::Accepted(seq) = self.attempt(&name, &event) {
+            let n = u32::try_from(number).unwrap_or(u32::MAX);
+            self.outcome.talk[room].push(Accepted { n, seq });
         }
     }
 

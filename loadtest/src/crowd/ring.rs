@@ -2,7 +2,7 @@
 //! times for all viewers.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,7 +19,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
 use super::{Behaviour, HORIZONS_US, Order, Outcome, Plan, Seen, Shared, WAKER};
-use crate::client_room::{Room, Say, Told};
+use crate::client_room::{Frame, Room, Say, Shown, Told};
 use crate::connect::{Ports, open};
 use crate::hist::{self, Recorded};
 use crate::sys;
@@ -58,12 +58,17 @@ struct Member {
     returning: bool,
 }
 
+/// An event's name: whether it is important, and which of its sort.
+type Named = (bool, u64);
+
 /// What rooms have in common.
 #[derive(Default)]
 struct Place {
     parsed: VecDeque<(Vec<u8>, Arc<Told>)>,
-    /// Which event has which important number, as first seen.
-    by_number: Vec<Option<u32>>,
+    /// Which event has which number, as first seen.
+    by_seq: HashMap<u64, Named>,
+    /// The same for important numbers.
+    by_important: HashMap<u64, Named>,
 }
 
 pub(super) struct Ring {
@@ -476,22 +481,18 @@ impl Ring {
                     self.outcome.reconnected += 1;
                     self.shared.reconnected.fetch_add(1, Ordering::Relaxed);
                 }
-                member.model.joined(joined, now);
+                member.model.joined(joined, now, &mut draw);
                 (member.phase, member.attempts) = (Phase::Live, 0);
                 self.shared.live.fetch_add(1, Ordering::Relaxed);
                 self.caught_up(index, now);
             }
             Told::Frame(frame) => {
                 self.outcome.frames += 1;
-                let place = &mut self.places[member.room];
                 let (shown, room) = (&mut member.shown, member.room);
                 let acknowledges = member.behaviour == Behaviour::Acknowledges;
                 let outcome = &mut self.outcome;
-                let mut show = |event: crate::client_room::Shown| {
+                let mut show = |event: Shown| {
                     shown.push(event.n);
-                    if let Some(other) = place.first_with(event.number, event.n) {
-                        outcome.conflicts.push((room, event.number, other, event.n));
-                    }
                     let age = now.saturating_sub(event.sent_us);
                     for (count, horizon) in outcome.reached[room].iter_mut().zip(HORIZONS_US) {
                         *count += u64::from(acknowledges && age <= horizon);
@@ -533,17 +534,20 @@ impl Ring {
 
     /// What a message says; the same bytes are not parsed for every viewer.
     fn parsed(&mut self, room: usize, text: &[u8]) -> Result<Arc<Told>, String> {
-        let kept = &mut self.places[room].parsed;
-        if let Some((_, told)) = kept.iter().find(|(bytes, _)| bytes == text) {
+        let place = &mut self.places[room];
+        if let Some((_, told)) = place.parsed.iter().find(|(bytes, _)| bytes == text) {
             return Ok(Arc::clone(told));
         }
         let told = serde_json::from_slice(text).map_err(|error| {
             format!("unreadable message ({error}): {}", String::from_utf8_lossy(text))
         })?;
         let told = Arc::new(told);
+        if let Told::Frame(frame) = &*told {
+            place.note(frame, &mut self.outcome.conflicts);
+        }
         if matches!(*told, Told::Frame(_) | Told::Joined(_)) {
-            kept.truncate(PARSED - 1);
-            kept.push_front((text.to_vec(), Arc::clone(&told)));
+            place.parsed.truncate(PARSED - 1);
+            place.parsed.push_front((text.to_vec(), Arc::clone(&told)));
         }
         Ok(told)
     }
@@ -560,18 +564,20 @@ impl Ring {
 }
 
 impl Place {
-    /// Notes which event has a number; the other one, if that is not the first.
-    fn first_with(&mut self, number: u64, n: u32) -> Option<u32> {
-        let at = usize::try_from(number).ok()?;
-        if self.by_number.len() <= at {
-            self.by_number.resize(at + 1, None);
-        }
-        match self.by_number[at] {
-            None => {
-                self.by_number[at] = Some(n);
-                None
+    /// Notes which event has which number; tells of numbers that two have.
+    fn note(&mut self, frame: &Frame, conflicts: &mut Vec<String>) {
+        for event in &frame.events {
+            let (seq, important, n) = event.numbers();
+            let named = (important.is_some(), n);
+            let numbers =
+                [("seq", seq, &mut self.by_seq), ("important", important, &mut self.by_important)];
+            for (sort, number, known) in numbers {
+                let Some(number) = number else { continue };
+                let first = *known.entry(number).or_insert(named);
+                if first != named {
+                    conflicts.push(format!("{sort} {number} is of {first:?} and {named:?}"));
+                }
             }
-            Some(first) => (first != n).then_some(first),
         }
     }
 }

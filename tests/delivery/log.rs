@@ -172,8 +172,16 @@ impl Log {
         Answer { events, complete, more: rest.next().is_some() }
     }
 
-    /// What a process that starts finds of a room.
-    pub(crate) fn restored(&self, room: usize, settings: &RoomSettings) -> Option<Restored> {
+    /// What a process that starts finds of a room. The numbers that it will
+    /// give first are set aside before it is told.
+    pub(crate) fn restored(&mut self, room: usize, settings: &RoomSettings) -> Option<Restored> {
+        let restored = self.found(room, settings)?;
+        let stored = self.rooms.get_mut(&room)?;
+        stored.used = restored.set_aside();
+        Some(restored)
+    }
+
+    fn found(&self, room: usize, settings: &RoomSettings) -> Option<Restored> {
         let stored = self.rooms.get(&room)?;
         let number = |event: &Arc<Numbered>| event.seq.unwrap_or_default();
         let ids = stored.all.iter().map(|event| (Arc::clone(&event.event.id), number(event)));

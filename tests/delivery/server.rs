@@ -35,7 +35,7 @@ pub(crate) enum Effect {
     Entered { conn: usize },
     Carried,
     ToldToPull,
-    Verdict { horizon: usize, arrival: Arrival },
+    Verdict(Arrival),
 }
 
 /// What a read of the log is for.
@@ -94,7 +94,7 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts with what the log has. `seed` is the process's own.
-    pub(crate) fn start(rooms: usize, log: &Log, with: &Scenario, seed: u64, now: Time) -> Self {
+    pub(crate) fn start(rooms: usize, log: &mut Log, with: &Scenario, seed: u64, now: Time) -> Self {
         let key = LevelKey::from_seed(u128::from(seed));
         let homes = (0..rooms).map(|index| {
             let id = RoomId::new(&format!("live:{index}")).expect("a valid name");
@@ -151,17 +151,20 @@ impl Server {
         let (mut entries, mut rooms) = (Vec::new(), Vec::new());
         for (index, home) in self.homes.iter_mut().enumerate() {
             let epoch = home.room.epoch();
+            let last = home.room.important();
             let events = home.room.take_unlogged();
-            if let (Some(first), Some(last)) = (events.first(), events.last()) {
-                let number = |event: &Numbered| event.important.unwrap_or_default();
-                rooms.push((index, number(first), number(last)));
+            let reservation = home.room.take_reservation();
+            let first = events.first().and_then(|event| event.important);
+            // A reservation alone concerns no number, and its room all the same.
+            if first.is_some() || reservation.is_some() {
+                rooms.push((index, first.unwrap_or(ImportantNo(last.0 + 1)), last));
+            }
+            if let Some(seq) = reservation {
+                entries.push(Entry::Reserve { room: index, epoch, seq });
             }
             home.in_log.extend(events.iter().cloned());
             let events = events.into_iter();
             entries.extend(events.map(|event| Entry::Event { room: index, epoch, event }));
-            if let Some(seq) = home.room.take_reservation() {
-                entries.push(Entry::Reserve { room: index, epoch, seq });
-            }
         }
         if entries.is_empty() {
             return;
@@ -396,8 +399,7 @@ impl Server {
         let (mut verdicts, mut remedies) = (Vec::new(), Vec::new());
         home.confirmations.chase(now, &mut verdicts, &mut remedies);
         for verdict in verdicts {
-            let (horizon, arrival) = (verdict.horizon, verdict.arrival);
-            self.effects.push(Effect::Verdict { horizon, arrival });
+            self.effects.push(Effect::Verdict(verdict.arrival));
         }
         for (index, remedy) in remedies {
             let Some(member) = home.members.get(index).filter(|member| !member.gone) else {

@@ -156,6 +156,7 @@ impl World {
     }
 
     fn step(&mut self, step: Step) {
+        let now = self.now;
         match step {
             Step::Publish(room) => self.publish(room),
             Step::Flood(room) => self.flood(room),
@@ -194,13 +195,13 @@ impl World {
             Step::AckDue(conn) => self.ack_due(conn),
             Step::Acked(conn, number) => {
                 if let Some((server, room)) = self.at_server(conn) {
-                    server.acknowledged(room, conn, number, self.now);
+                    server.acknowledged(room, conn, number, now);
                 }
             }
             Step::Check(conn) => self.check_holes(conn),
             Step::Pull(conn, from, to) => {
                 if let Some((server, room)) = self.at_server(conn) {
-                    server.pull(room, conn, (from, to), self.now);
+                    server.pull(room, conn, (from, to), now);
                 }
             }
             // Meant for a process that is no more.
@@ -257,7 +258,7 @@ impl World {
             Effect::Entered { conn } => self.conns[conn].entered = true,
             Effect::Carried => self.seen.carried += 1,
             Effect::ToldToPull => self.seen.told_to_pull += 1,
-            Effect::Verdict { arrival, .. } => {
+            Effect::Verdict(arrival) => {
                 assert!(arrival.confirmed <= arrival.due && arrival.deviation >= 0.0);
                 self.seen.verdicts += 1;
             }
@@ -478,7 +479,7 @@ impl World {
     fn begin(&mut self) {
         self.process += 1;
         let seed = self.rng.next();
-        self.server = Some(Server::start(ROOMS, &self.log, &self.with, seed, self.now));
+        self.server = Some(Server::start(ROOMS, &mut self.log, &self.with, seed, self.now));
         self.judges.iter_mut().for_each(Judge::restarted);
     }
 

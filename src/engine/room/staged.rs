@@ -30,7 +30,7 @@ use super::{Numbers, Room};
 
 /// Numbers set aside at a time for what is not logged itself, so that none is
 /// given twice after a crash. At most this many are skipped by one.
-const RESERVE: u64 = 4_096;
+pub(super) const RESERVE: u64 = 4_096;
 
 /// What became of an event that was offered to a room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -216,10 +216,12 @@ impl Room {
     }
 
     /// Sequence numbers to set aside in the log, if those set aside run low.
-    /// Only rooms whose numbering the log knows need any.
+    /// Only rooms whose numbering the log knows need any. It goes to the log
+    /// before the events of [`take_unlogged`](Room::take_unlogged): what makes
+    /// the log know a room must not be there without it. If it fails, say
+    /// [`log_failed`](Room::log_failed), with or without events.
     pub fn take_reservation(&mut self) -> Option<Seq> {
-        let logs = self.settings.durable && self.given.important.0 > 0;
-        if !logs || self.given.seq.0 + RESERVE / 2 <= self.staged.reserved.0 {
+        if !self.is_logged() || self.given.seq.0 + RESERVE / 2 <= self.staged.reserved.0 {
             return None;
         }
         self.staged.reserved = Seq(self.given.seq.0 + RESERVE);
@@ -235,8 +237,13 @@ impl Room {
     /// The last number given, for the log of a room that is going to sleep.
     #[must_use]
     pub fn last_reservation(&self) -> Option<Seq> {
-        let logs = self.settings.durable && self.given.important.0 > 0;
-        logs.then_some(self.given.seq)
+        self.is_logged().then_some(self.given.seq)
+    }
+
+    /// The log knows its numbering, or is about to.
+    fn is_logged(&self) -> bool {
+        let known = self.given.important.0 > 0 || self.staged.reserved.0 > 0;
+        self.settings.durable && known
     }
 
     /// Staged events up to this number are on disk: they are accepted.
@@ -265,8 +272,10 @@ impl Room {
 
     /// The log has failed for what is staged from this number on: nothing of it
     /// was accepted, and its important numbers are given again. Events whose
-    /// kind is answered on receipt count as dropped.
+    /// kind is answered on receipt count as dropped. What was to be set aside
+    /// may not be, and is asked for again.
     pub fn log_failed(&mut self, from: ImportantNo) {
+        self.staged.reserved = Seq(0);
         while self.staged.entries.back().is_some_and(|last| last.event.important >= Some(from)) {
             let Some(entry) = self.staged.pop_last() else { break };
             let kind = &entry.event.event.kind;
@@ -475,6 +484,17 @@ mod tests {
         }
         assert!(room.staged.reserved.0 >= room.seq().0 + RESERVE / 2);
         assert_eq!(room.last_reservation(), Some(room.seq()));
+    }
+
+    #[test]
+    fn what_the_log_did_not_set_aside_is_asked_for_again() {
+        let mut room = room();
+        stage(&mut room, "a", START);
+        assert!(room.take_reservation().is_some());
+        assert_eq!(room.take_reservation(), None);
+        room.log_failed(ImportantNo(1));
+        stage(&mut room, "a", at(1));
+        assert!(room.take_reservation().is_some(), "the first was lost");
     }
 
     #[test]

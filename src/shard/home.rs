@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::presence::Announce;
-use super::intake::{Intake, IntakeSettings};
+use super::intake::{Intake, IntakeSettings, Queued};
 use super::peers::{Answered, Message, Origin, Path};
 use super::stats::ShardStats;
 use crate::clock::Clock;
@@ -87,6 +87,9 @@ struct HomeRoom {
     entrances: Vec<resume::Cached>,
     pulled: Vec<read::Pulled>,
     dirty: bool,
+    /// Events that wait until the log has set numbers aside for a room that goes
+    /// on after a restart.
+    waking: Option<Vec<Queued>>,
     /// When the log was last told that the room is alive.
     logged_at: Time,
     /// Publishers whose events are being logged.
@@ -175,7 +178,7 @@ impl Homes {
                 self.take(queued, now);
                 done += 1;
             }
-            self.submit();
+            self.submit(now);
             self.answer(path);
             // What is enough for a frame leaves now, not when all is taken in.
             self.flush_dirty(path, stats, now);
@@ -291,7 +294,9 @@ impl Homes {
             }
             self.opened += 1;
             let settings = Arc::clone(&self.settings.room);
-            let room = match self.wake(id) {
+            let woken = self.wake(id);
+            let waking = woken.is_some().then(Vec::new);
+            let room = match woken {
                 Some(restored) => {
                     Room::restored(id.clone(), &restored, self.level_key, settings, now)
                 }
@@ -311,8 +316,13 @@ impl Homes {
                 dirty: false,
                 waiters: Vec::new(),
                 logged_at: now,
+                waking,
             };
+            let wakes = home.waking.is_some();
             self.rooms.insert(id.clone(), home);
+            if wakes {
+                self.set_aside(id, now);
+            }
         }
         self.rooms.get_mut(id)
     }

@@ -177,7 +177,7 @@ impl Log {
     pub(crate) fn restored(&mut self, room: usize, settings: &RoomSettings) -> Option<Restored> {
         let restored = self.found(room, settings)?;
         let stored = self.rooms.get_mut(&room)?;
-        stored.used = restored.set_aside();
+        stored.used = Seq(restored.seq.0 + 4_096);
         Some(restored)
     }
 

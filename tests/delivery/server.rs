@@ -24,15 +24,36 @@ const MAX_PULL: u64 = 200;
 /// What the server wants done.
 #[derive(Debug)]
 pub(crate) enum Effect {
-    Send { conn: usize, message: Message },
+    Send {
+        conn: usize,
+        message: Message,
+    },
     /// The publisher of an operation is told.
-    Answer { room: usize, op: usize, outcome: Outcome },
+    Answer {
+        room: usize,
+        op: usize,
+        outcome: Outcome,
+    },
     /// An event became part of the room.
-    Counted { room: usize, event: Arc<Numbered> },
-    Framed { room: usize, frame: Arc<Frame>, members: usize },
-    Read { room: usize, after: ImportantNo, max: usize, wanted: Wanted },
+    Counted {
+        room: usize,
+        event: Arc<Numbered>,
+    },
+    Framed {
+        room: usize,
+        frame: Arc<Frame>,
+        members: usize,
+    },
+    Read {
+        room: usize,
+        after: ImportantNo,
+        max: usize,
+        wanted: Wanted,
+    },
     /// A viewer is in the room from now on.
-    Entered { conn: usize },
+    Entered {
+        conn: usize,
+    },
     Carried,
     ToldToPull,
     Verdict(Arrival),
@@ -94,7 +115,13 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts with what the log has. `seed` is the process's own.
-    pub(crate) fn start(rooms: usize, log: &mut Log, with: &Scenario, seed: u64, now: Time) -> Self {
+    pub(crate) fn start(
+        rooms: usize,
+        log: &mut Log,
+        with: &Scenario,
+        seed: u64,
+        now: Time,
+    ) -> Self {
         let key = LevelKey::from_seed(u128::from(seed));
         let homes = (0..rooms).map(|index| {
             let id = RoomId::new(&format!("live:{index}")).expect("a valid name");
@@ -456,7 +483,13 @@ impl Home {
         let important = events.last().and_then(|event| event.important).unwrap_or(after);
         let (epoch, last_seq) = self.stands_at;
         let first_seq = Seq(last_seq.0 + 1);
-        Frame { epoch, first_seq, last_seq, important, ..self.beside(events, Some(Asked::ALL), now) }
+        Frame {
+            epoch,
+            first_seq,
+            last_seq,
+            important,
+            ..self.beside(events, Some(Asked::ALL), now)
+        }
     }
 
     /// What the log brought and, where it ends, what memory has after that.

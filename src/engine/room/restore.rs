@@ -8,7 +8,6 @@ use super::super::kind::Merge;
 use super::super::level::{LevelKey, Use};
 use super::super::settings::RoomSettings;
 use super::super::time::Time;
-use super::staged::RESERVE;
 use super::{Numbers, Room};
 
 /// What the log knows of a room.
@@ -24,16 +23,6 @@ pub struct Restored {
     pub ids: Vec<(Arc<str>, Seq)>,
     /// The newest important events, oldest first.
     pub tail: Vec<Arc<Numbered>>,
-}
-
-impl Restored {
-    /// Sequence numbers that the log must have set aside before the room is
-    /// opened: the first it gives are told at once, and would be given again
-    /// after a crash that is quicker than the room's own reservation.
-    #[must_use]
-    pub fn set_aside(&self) -> Seq {
-        Seq(self.seq.0 + RESERVE)
-    }
 }
 
 impl Room {

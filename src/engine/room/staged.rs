@@ -30,7 +30,7 @@ use super::{Numbers, Room};
 
 /// Numbers set aside at a time for what is not logged itself, so that none is
 /// given twice after a crash. At most this many are skipped by one.
-pub(super) const RESERVE: u64 = 4_096;
+const RESERVE: u64 = 4_096;
 
 /// What became of an event that was offered to a room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

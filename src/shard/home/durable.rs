@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tracing::warn;
 
 use super::{HomeRoom, Homes};
+use crate::engine::event::Numbered;
 use crate::engine::ids::{ImportantNo, RoomId, ShardId};
 use crate::engine::outcome::{Outcome, Refusal};
 use crate::engine::room::{Offered, Restored};
@@ -75,6 +76,10 @@ impl Homes {
             self.intake.refused[refused.index()] += 1;
             return self.intake.done(key, Outcome::Rejected(refused));
         };
+        if let Some(parked) = &mut home.waking {
+            parked.push(queued);
+            return;
+        }
         let offered = home.room.offer(queued.event, now);
         let decided = match offered {
             Offered::Done(outcome) => Some(outcome),
@@ -88,31 +93,39 @@ impl Homes {
         if let Some(outcome) = decided {
             self.intake.done(key, outcome);
         }
+        self.note_unlogged(&queued.room);
+    }
+
+    fn note_unlogged(&mut self, id: &RoomId) {
         if let Some(durable) = &mut self.durable
-            && durable.unlogged.last() != Some(&queued.room)
+            && durable.unlogged.last() != Some(id)
         {
-            durable.unlogged.push(queued.room);
+            durable.unlogged.push(id.clone());
         }
     }
 
     /// Hands everything that is staged to the log, in one batch.
-    pub(super) fn submit(&mut self) {
+    pub(super) fn submit(&mut self, now: Time) {
         let Some(durable) = self.durable.as_mut() else { return };
         let (mut entries, mut rooms) = (Vec::new(), Vec::new());
         for id in durable.unlogged.drain(..) {
             let Some(home) = self.rooms.get_mut(&id) else { continue };
             let (room, epoch) = (&id, home.room.epoch());
+            let reserved = home.room.take_reservation();
             let events = home.room.take_unlogged();
-            let first = events.first().and_then(|event| event.important);
-            let last = events.last().and_then(|event| event.important);
-            if let (Some(first), Some(last)) = (first, last) {
-                rooms.push((id.clone(), first, last));
+            if reserved.is_none() && events.is_empty() {
+                continue;
             }
+            let number = |event: Option<&Arc<Numbered>>| event.and_then(|event| event.important);
+            // Without events, what would come next: nothing of it is logged.
+            let next = ImportantNo(home.room.important().0 + 1);
+            let first = number(events.first()).unwrap_or(next);
+            rooms.push((id.clone(), first, number(events.last()).unwrap_or_default()));
+            // Before the events: what makes the log know a room must not be
+            // there without it.
+            entries.extend(reserved.map(|seq| Entry::Reserve { room: room.clone(), epoch, seq }));
             let events = events.into_iter();
             entries.extend(events.map(|event| Entry::Event { room: room.clone(), epoch, event }));
-            if let Some(seq) = home.room.take_reservation() {
-                entries.push(Entry::Reserve { room: room.clone(), epoch, seq });
-            }
         }
         if entries.is_empty() {
             return;
@@ -126,7 +139,7 @@ impl Homes {
                 if failure != LogFailure::Queue {
                     durable.generation = durable.journal.generation();
                 }
-                self.lose(&rooms);
+                self.lose(&rooms, now);
             }
         }
     }
@@ -151,7 +164,7 @@ impl Homes {
                 durable.generation = durable.journal.generation();
                 let lost: Vec<_> =
                     durable.tickets.drain(..).flat_map(|ticket| ticket.rooms).collect();
-                self.lose(&lost);
+                self.lose(&lost, now);
             }
         }
         self.answer(path);
@@ -165,10 +178,21 @@ impl Homes {
             self.intake.done(waiter.caller, waiter.answer);
         }
         self.mark_dirty(id);
+        self.awake(id, now);
+    }
+
+    /// What the first numbers of a woken room rest on is decided. A log that
+    /// fails must not silence it.
+    fn awake(&mut self, id: &RoomId, now: Time) {
+        let Some(parked) = self.rooms.get_mut(id).and_then(|home| home.waking.take()) else {
+            return;
+        };
+        parked.into_iter().for_each(|queued| self.take(queued, now));
+        self.submit(now);
     }
 
     /// Nothing of these rooms from these numbers on was accepted.
-    fn lose(&mut self, rooms: &[(RoomId, ImportantNo, ImportantNo)]) {
+    fn lose(&mut self, rooms: &[(RoomId, ImportantNo, ImportantNo)], now: Time) {
         for (id, first, _) in rooms {
             let Some(home) = self.rooms.get_mut(id) else { continue };
             home.room.log_failed(*first);
@@ -178,6 +202,19 @@ impl Homes {
             }
             self.mark_dirty(id);
         }
+        for (id, ..) in rooms {
+            self.awake(id, now);
+        }
+    }
+
+    /// A room that goes on after a restart gives no number before some are set
+    /// aside: the first are told at once, and would be given again after a
+    /// crash that is quicker than the log.
+    pub(super) fn set_aside(&mut self, id: &RoomId, now: Time) {
+        if let Some(durable) = &mut self.durable {
+            durable.unlogged.push(id.clone());
+        }
+        self.submit(now);
     }
 
     /// What an earlier process left of a room.
@@ -212,7 +249,7 @@ impl Homes {
                 durable.unlogged.push(id.clone());
             }
         }
-        self.submit();
+        self.submit(now);
     }
 
     /// Tells the log where each room's numbers end, so that none is skipped

@@ -16,6 +16,7 @@ pub mod event;
 pub mod ids;
 pub mod kind;
 pub mod ladder;
+pub mod mark;
 pub mod settings;
 pub mod time;
 

@@ -7,6 +7,9 @@
 
 mod delivery;
 mod overload;
+mod trace;
+
+pub use trace::TraceScrape;
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,6 +41,8 @@ pub struct Scrape<'a> {
     pub draining: bool,
     /// The log's counters, if there is one.
     pub log: Option<LogStats>,
+    /// Following events.
+    pub trace: TraceScrape<'a>,
     /// What the kernel says of the process.
     pub process: Process,
 }
@@ -73,6 +78,7 @@ pub fn render(scrape: &Scrape<'_>) -> String {
     shards(&mut text, scrape);
     delivery::delivery(&mut text, &total, scrape);
     overload::overload(&mut text, &total, scrape);
+    trace::trace(&mut text, &total, scrape);
     process(&mut text, scrape);
     text.out
 }
@@ -393,6 +399,7 @@ fn absorb(total: &mut ShardStats, shard: &ShardStats) {
     total.frame_fanout.absorb(&shard.frame_fanout);
     total.queueing.absorb(&shard.queueing);
     total.joins_waiting += shard.joins_waiting;
+    total.trace.absorb(&shard.trace);
 }
 
 fn add(into: &mut [u64], from: &[u64]) {
@@ -409,6 +416,11 @@ mod tests {
     fn a_scrape_is_well_formed_and_complete_from_the_start() {
         let edge = EdgeStats::default();
         let shard = ShardStats::default();
+        let watch = crate::trace::Watch::new(crate::trace::WatchSettings {
+            sample_one_in: 0,
+            follow_parents: false,
+            most_rules: 0,
+        });
         let scrape = Scrape {
             shards: &[shard],
             edges: &[&edge],
@@ -416,6 +428,7 @@ mod tests {
             ready: true,
             draining: false,
             log: Some(LogStats::default()),
+            trace: TraceScrape { rules: 0, watch: &watch, export: None },
             process: Process::default(),
         };
         let text = render(&scrape);

@@ -148,6 +148,7 @@ impl Build {
             amount: self.amount,
             ttl: self.ttl,
             received: self.received,
+            mark: None,
         }
     }
 }

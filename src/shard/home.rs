@@ -8,6 +8,7 @@
 mod durable;
 mod read;
 mod resume;
+mod traces;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -31,6 +32,7 @@ use crate::engine::stats::RoomStats;
 use crate::engine::time::Time;
 use crate::wire::Format;
 use crate::wire::message::ServerMessage;
+use crate::trace::Recorder;
 use crate::wire::shared::{Compression, SharedFrame, SharedSnapshot, message};
 
 /// A cached snapshot whose viewer count is older than this is made anew: in a
@@ -106,6 +108,8 @@ pub struct Homes {
     shard: ShardId,
     durable: Option<durable::Durable>,
     acks: Budget,
+    /// Notes the steps of events that are followed.
+    pub tracer: Option<Box<Recorder>>,
 }
 
 impl Homes {
@@ -126,6 +130,7 @@ impl Homes {
             shard,
             durable: None,
             acks: Budget::new(acks_per_second, now),
+            tracer: None,
         }
     }
 
@@ -142,7 +147,9 @@ impl Homes {
         let room = self.rooms.get(id).map(|home| &home.room);
         let viewers =
             |event: &Event| room.map_or(0, |room| room.viewers_of_a_flush(event.kind.lane));
+        let marks = traces::marks(&events);
         self.intake.offer(id, events, origin, parsed, viewers, now);
+        self.trace_offered(&marks);
         self.answer(path);
     }
 
@@ -158,6 +165,7 @@ impl Homes {
                 self.take(queued, now);
                 done += 1;
             }
+            self.trace_shed();
             self.submit();
             self.answer(path);
             // What is enough for a frame leaves now, not when all is taken in.
@@ -271,6 +279,7 @@ impl Homes {
         }
         stats.open_rooms = self.rooms.len() as u64;
         self.intake.count(stats);
+        stats.trace = self.tracer.as_ref().map(|tracer| tracer.stats()).unwrap_or_default();
         stats.room_bytes = 0;
         for home in self.rooms.values() {
             stats.rooms.absorb(home.room.stats());
@@ -341,12 +350,14 @@ impl Homes {
             if frame.events.iter().any(|event| event.important.is_some()) {
                 frame.ack = self.acks.ask(home.room.online(), now);
             }
-            home.broadcast(SharedFrame::new(frame, compression), path, stats);
+            let frame = SharedFrame::new(frame, compression);
+            home.broadcast(frame, path, stats, self.tracer.as_deref_mut());
             if home.awaited > 0 {
                 break;
             }
             home.room.frame_out(now);
         }
+        traces::fates(&mut home.room, self.tracer.as_deref_mut());
         // A strain that has grown moves the flush back, one that has gone forward.
         let next = home.room.next_flush();
         if let Some(at) = next
@@ -392,7 +403,14 @@ impl HomeRoom {
         &mut self.shards[index]
     }
 
-    fn broadcast(&mut self, frame: SharedFrame, path: &dyn Path, stats: &mut ShardStats) {
+    fn broadcast(
+        &mut self,
+        frame: SharedFrame,
+        path: &dyn Path,
+        stats: &mut ShardStats,
+        tracer: Option<&mut Recorder>,
+    ) {
+        let tracer = traces::flushed(tracer, &frame);
         self.snapshot = None;
         self.entrances.clear();
         self.awaited = self.shards.len();
@@ -405,6 +423,7 @@ impl HomeRoom {
                 stats.frame_bytes[format.index()] += bytes as u64;
             }
         }
+        traces::encoded(tracer, &frame, used);
         let frame = Arc::new(frame);
         for subscriber in &self.shards {
             path.send(subscriber.shard, Message::Frame(Arc::clone(&frame)));

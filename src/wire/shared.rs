@@ -52,6 +52,8 @@ fn encode(format: Format, compression: Compression, payload: &[u8]) -> Bytes {
 #[derive(Debug)]
 pub struct SharedFrame {
     frame: Frame,
+    /// Some of its events are followed.
+    marked: bool,
     compression: Compression,
     bytes: [[OnceLock<Bytes>; Format::COUNT]; Cut::COUNT],
 }
@@ -60,13 +62,20 @@ impl SharedFrame {
     /// Nothing is encoded yet.
     #[must_use]
     pub fn new(frame: Frame, compression: Compression) -> Self {
-        Self { frame, compression, bytes: Default::default() }
+        let marked = frame.events.iter().any(|event| event.event.mark.is_some());
+        Self { frame, marked, compression, bytes: Default::default() }
     }
 
     /// What it carries.
     #[must_use]
     pub fn frame(&self) -> &Frame {
         &self.frame
+    }
+
+    /// Whether the way of some of its events is followed.
+    #[must_use]
+    pub fn is_marked(&self) -> bool {
+        self.marked
     }
 
     /// The bytes for a socket, WebSocket header included; empty when the cut

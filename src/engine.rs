@@ -39,4 +39,4 @@ mod schedule;
 pub mod stats;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

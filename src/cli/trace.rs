@@ -184,7 +184,8 @@ fn describe(answer: &Value) -> Vec<String> {
     }
     for rule in answer["rules"].as_array().into_iter().flatten() {
         let id = rule["id"].as_str().map(|id| format!(" event {}", terminal::clean(id, 130)));
-        let room = rule["room"].as_str().map(|room| format!(" room {}", terminal::clean(room, 130)));
+        let room =
+            rule["room"].as_str().map(|room| format!(" room {}", terminal::clean(room, 130)));
         lines.push(format!(
             "followed:{}{} until {}, {} events more, by {}",
             id.unwrap_or_default(),

@@ -15,8 +15,8 @@ pub struct Trace {
     /// Follow what publishers follow: requests whose `traceparent` is sampled.
     /// Default `false`.
     pub follow_parents: bool = false,
-    /// Traces kept per shard, the oldest gone first. About 2 KiB each. Default
-    /// 1000.
+    /// Traces kept per shard, the oldest gone first. Up to 2 KiB each.
+    /// Default 1000.
     pub kept: usize = 1_000,
     /// Rules of operators at once. Default 64.
     pub rules: usize = 64,
@@ -25,7 +25,7 @@ pub struct Trace {
     /// Where spans are sent: base address of an OpenTelemetry collector, OTLP
     /// over HTTP, like `http://127.0.0.1:4318`. Default empty: nowhere.
     pub otlp_endpoint: String = String::new(),
-    /// Spans that may wait for the collector; more are dropped. About 400 bytes
+    /// Spans that may wait for the collector; more are dropped. Up to 320 bytes
     /// each. Default 8192.
     pub otlp_queue: usize = 8_192,
     /// The `service.name` of the spans. Default `tidegate`.

@@ -30,9 +30,9 @@ use crate::engine::room::Room;
 use crate::engine::settings::RoomSettings;
 use crate::engine::stats::RoomStats;
 use crate::engine::time::Time;
+use crate::trace::Recorder;
 use crate::wire::Format;
 use crate::wire::message::ServerMessage;
-use crate::trace::Recorder;
 use crate::wire::shared::{Compression, SharedFrame, SharedSnapshot, message};
 
 /// A cached snapshot whose viewer count is older than this is made anew: in a

@@ -180,7 +180,8 @@ impl LocalRoom {
         let end = self.members.len();
         self.stands_at = (frame.frame().epoch, frame.frame().last_seq);
         self.confirmations.sent(frame.frame(), end, now);
-        self.job = Some(Job { frame, cursor: 0, end, started: now, begun: None, whole: 0, gone: 0 });
+        self.job =
+            Some(Job { frame, cursor: 0, end, started: now, begun: None, whole: 0, gone: 0 });
         true
     }
 

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::Shard;
+use super::peers::Placement as _;
 use super::room::{Job, LocalRoom};
 use crate::engine::ids::{ImportantNo, RoomId};
 use crate::engine::mark::Mark;
@@ -32,7 +33,9 @@ impl Shard {
             }
             // Whoever has left, and whose socket broke, waits for nothing.
             let backlogged = (end as u32).saturating_sub(whole + gone);
-            let written = Written { begun: begun.unwrap_or(now), ended: now, whole, backlogged };
+            let at_home = self.peers.home_of(&frame.frame().room) == self.id;
+            let begun = begun.unwrap_or(now);
+            let written = Written { begun, ended: now, whole, backlogged, at_home };
             tracer.written(frame.frame(), written);
         }
     }

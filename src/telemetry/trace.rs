@@ -20,21 +20,13 @@ pub(super) fn trace(text: &mut Text, total: &ShardStats, scrape: &Scrape<'_>) {
     text.gauge("tidegate_traces", "Traces of events kept.", traces.kept as f64);
     text.gauge("tidegate_trace_rules", "Rules of operators that hold.", shared.rules as f64);
     let counters = [
-        (
-            "tidegate_traced_events_total",
-            "Arrivals of events that were followed.",
-            traces.arrivals,
-        ),
+        ("tidegate_traced_events_total", "Arrivals of events that were followed.", traces.arrivals),
         (
             "tidegate_traces_forgotten_total",
             "Traces that gave way to newer ones.",
             traces.forgotten,
         ),
-        (
-            "tidegate_trace_steps_cut_total",
-            "Steps beyond what one trace keeps.",
-            traces.cut_steps,
-        ),
+        ("tidegate_trace_steps_cut_total", "Steps beyond what one trace keeps.", traces.cut_steps),
         (
             "tidegate_trace_rules_refused_total",
             "Rules that were one too many.",

@@ -18,6 +18,7 @@ use crate::engine::ids::{ImportantNo, RoomId, Seq, ShardId};
 use crate::engine::mark::{Fate, Fated, Mark};
 use crate::engine::outcome::{Outcome, Refusal};
 use crate::engine::room::Offered;
+use crate::engine::stats::DropReason;
 use crate::engine::time::Time;
 
 /// Steps of one trace on one shard; a repeated id adds more each time.
@@ -29,7 +30,8 @@ const RECEIPTS_FOR: Duration = Duration::from_secs(10);
 /// Limits of a shard's recorder.
 #[derive(Debug, Clone, Copy)]
 pub struct RecorderSettings {
-    /// Traces kept; the oldest goes first. About 2 KiB each.
+    /// Traces kept; the oldest goes first. 2 KiB each at most, until an id is
+    /// repeated; see the test.
     pub kept: usize,
 }
 
@@ -94,6 +96,8 @@ pub struct Written {
     pub whole: u32,
     /// Viewers who will get it, or the rest of it, from their backlog.
     pub backlogged: u32,
+    /// The room's home is here, where its traces began.
+    pub at_home: bool,
 }
 
 #[derive(Debug)]
@@ -102,6 +106,15 @@ struct Trace {
     steps: Vec<Noted>,
     cut: u32,
     last: Time,
+}
+
+/// An event that the log has not decided on.
+#[derive(Debug)]
+struct Logging {
+    mark: Arc<Mark>,
+    important: ImportantNo,
+    /// Its publisher was told that it is accepted.
+    answered: bool,
 }
 
 /// An important event that viewers here may acknowledge.
@@ -135,7 +148,7 @@ pub struct Recorder {
     traces: HashMap<u128, Trace>,
     order: VecDeque<u128>,
     /// Events here that the log has not decided on.
-    logging: Vec<(ImportantNo, Arc<Mark>)>,
+    logging: Vec<Logging>,
     receipts: VecDeque<Receipt>,
     spans: Option<Spans>,
     stats: TraceStats,
@@ -166,9 +179,10 @@ impl Recorder {
     /// An event has come in.
     pub fn arrived(&mut self, mark: &Arc<Mark>) {
         self.stats.arrivals += 1;
-        if let Some(trace) = self.traces.get_mut(&mark.key) {
+        match self.traces.get_mut(&mark.key) {
             // It is sent again.
-            (trace.mark, trace.last) = (Arc::clone(mark), mark.received);
+            Some(trace) => (trace.mark, trace.last) = (Arc::clone(mark), mark.received),
+            None => self.begin(mark),
         }
         let way = [("way", Detail::Word(mark.way.name()))];
         self.note_at(mark, Step::Received, &way, mark.received, mark.received);
@@ -193,16 +207,17 @@ impl Recorder {
     pub fn answered(&mut self, mark: &Arc<Mark>, offered: &Offered) {
         let (outcome, staged) = match *offered {
             Offered::Done(outcome) => (outcome, None),
-            Offered::Staged { important, answer, .. } => (answer, Some(important)),
+            Offered::Staged { important, answer, at_once } => (answer, Some((important, at_once))),
         };
         let number = |seq: Option<Seq>| seq.map(|seq| ("seq", Detail::Count(seq.0)));
         match outcome {
             Outcome::Accepted { seq } => {
-                let important = staged.map(|number| ("important", Detail::Count(number.0)));
+                let important = staged.map(|(number, _)| ("important", Detail::Count(number.0)));
                 let numbers: Vec<_> = number(seq).into_iter().chain(important).collect();
                 self.note(mark, Step::Numbered, &numbers);
-                if let Some(important) = staged {
-                    self.logging.push((important, Arc::clone(mark)));
+                if let Some((important, answered)) = staged {
+                    let mark = Arc::clone(mark);
+                    self.logging.push(Logging { mark, important, answered });
                 }
             }
             Outcome::Duplicate { seq } => {
@@ -222,7 +237,7 @@ impl Recorder {
     /// A room's events up to this number are on disk.
     pub fn logged(&mut self, room: &RoomId, upto: ImportantNo) {
         let done = self.decided(room, |important| important <= upto);
-        for mark in done {
+        for Logging { mark, .. } in done {
             self.note(&mark, Step::Logged, &[]);
         }
     }
@@ -230,14 +245,18 @@ impl Recorder {
     /// The log has failed for a room's events from this number on.
     pub fn log_failed(&mut self, room: &RoomId, from: ImportantNo) {
         let lost = self.decided(room, |important| important >= from);
-        for mark in lost {
-            self.refused(&mark, Refusal::LogUnavailable.code());
+        for Logging { mark, answered, .. } in lost {
+            if answered {
+                self.fate(&(mark, Fate::Dropped(DropReason::Unlogged)));
+            } else {
+                self.refused(&mark, Refusal::LogUnavailable.code());
+            }
         }
     }
 
-    fn decided(&mut self, room: &RoomId, is: impl Fn(ImportantNo) -> bool) -> Vec<Arc<Mark>> {
-        let those = |(important, mark): &mut (_, Arc<Mark>)| mark.room == *room && is(*important);
-        self.logging.extract_if(.., those).map(|(_, mark)| mark).collect()
+    fn decided(&mut self, room: &RoomId, is: impl Fn(ImportantNo) -> bool) -> Vec<Logging> {
+        let those = |one: &mut Logging| one.mark.room == *room && is(one.important);
+        self.logging.extract_if(.., those).collect()
     }
 
     /// It will be in no frame.
@@ -289,12 +308,15 @@ impl Recorder {
 
     /// A frame has gone to all viewers here.
     pub fn written(&mut self, frame: &Frame, written: Written) {
-        let Written { begun, ended, whole, backlogged } = written;
+        let Written { begun, ended, whole, backlogged, at_home } = written;
         let details = [
             ("whole", Detail::Count(whole.into())),
             ("backlogged", Detail::Count(backlogged.into())),
         ];
         for (mark, _) in marked(frame) {
+            if !at_home && !self.traces.contains_key(&mark.key) {
+                self.begin(mark);
+            }
             self.note_at(mark, Step::Written, &details, begun, ended);
         }
     }
@@ -357,6 +379,8 @@ impl Recorder {
         TraceStats { kept: self.traces.len() as u64, ..self.stats }
     }
 
+    /// A step that began when the last one ended; a span of one whose trace has
+    /// given way begins with the event.
     fn note(&mut self, mark: &Arc<Mark>, step: Step, details: &[(&'static str, Detail)]) {
         let before = self.traces.get(&mark.key).map_or(mark.received, |trace| trace.last);
         self.note_at(mark, step, details, before, self.clock.now());
@@ -370,9 +394,8 @@ impl Recorder {
         since: Time,
         at: Time,
     ) {
-        if !self.traces.contains_key(&mark.key) {
-            self.begin(mark);
-        }
+        // One that has given way stays away: what is left of it would push out
+        // others in turn, and none would be whole.
         if let Some(trace) = self.traces.get_mut(&mark.key) {
             trace.last = at;
             if trace.steps.len() < MOST_STEPS {
@@ -420,6 +443,15 @@ impl Recorder {
             && spans.try_send(span).is_err()
         {
             self.stats.dropped_spans += 1;
+        }
+    }
+}
+
+impl Drop for Recorder {
+    /// The shard ends: what was acknowledged so far is what is exported.
+    fn drop(&mut self) {
+        while let Some(oldest) = self.receipts.pop_front() {
+            self.close(&oldest);
         }
     }
 }

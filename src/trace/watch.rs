@@ -314,7 +314,9 @@ mod tests {
         let mark = marker.mark("a", "chat").expect("followed");
         assert_eq!((mark.trace, mark.parent, &*mark.id), (mark.key, None, "a"));
         assert!(marker.mark("b", "chat").is_none());
-        assert!(begin(&watch, "r", 1_000, None).expect("not forgotten yet").mark("a", "x").is_none());
+        assert!(
+            begin(&watch, "r", 1_000, None).expect("not forgotten yet").mark("a", "x").is_none()
+        );
         assert!(begin(&watch, "r", 1_001, None).is_none(), "forgotten");
     }
 

@@ -1,7 +1,7 @@
 //! The part of OTLP's `ExportTraceServiceRequest` that is sent, and of its
-//! answer that is read: field numbers of `opentelemetry/proto/trace/v1`, version
-//! 1. The crate with the whole of it brings the SDK and a second `rand` along
-//! (11 packages more); tests decode with it what is encoded here.
+//! answer that is read. Field numbers are those of `opentelemetry/proto/trace/v1`,
+//! stable since version 1. The crate with the whole of it needs the SDK and a
+//! second `rand`, 11 packages more; tests decode with it what is encoded here.
 
 use prost::{Message, Oneof};
 

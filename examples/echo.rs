@@ -14,13 +14,13 @@ use clap::Parser;
 use tidegate::clock::Clock;
 use tidegate::config::Config;
 use tidegate::engine::confirm;
-use tidegate::engine::delivery::Limits;
+use tidegate::engine::delivery::{Bounds, LadderSettings};
 use tidegate::engine::ids::ShardId;
 use tidegate::engine::level::LevelKey;
 use tidegate::ingress::stats::EdgeStats;
 use tidegate::shard::connection::ViewerKey;
 use tidegate::shard::held::HoldSettings;
-use tidegate::shard::home::HomeSettings;
+use tidegate::shard::home::{Announce, HomeSettings};
 use tidegate::shard::intake::IntakeSettings;
 use tidegate::shard::peers::LocalShards;
 use tidegate::shard::{Shard, ShardSettings};
@@ -80,7 +80,9 @@ fn settings() -> ShardSettings {
             compression: Compression { min_bytes: 0, level: 3 },
             max_rooms: 1,
             resume_events: 0,
+            announce: Announce::default(),
             acks_per_second: 1,
+            pulls_per_second: 1,
             retention: DAY,
             idle: DAY,
             intake: IntakeSettings {
@@ -90,8 +92,11 @@ fn settings() -> ShardSettings {
             },
             seed: 0,
         },
-        backlog: Limits { frames: 10_000, bytes: 256 << 20 },
-        backlog_timeout: DAY,
+        ladder: LadderSettings {
+            bounds: [Bounds { frames: 10_000, bytes: 256 << 20, age: DAY }; 4],
+            drain: DAY,
+            ..config.ladder_settings()
+        },
         slice: Duration::from_millis(2),
         max_rooms_per_connection: 1,
         messages_per_second: u32::MAX,

@@ -10,6 +10,7 @@
 //! [`Config::load`] does it all; `config/tidegate.toml` shows every field.
 
 mod de;
+mod delivery;
 mod durable;
 mod env;
 mod error;
@@ -24,17 +25,19 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::engine::admission::AdmissionSettings;
 use crate::engine::ids::Tier;
-use crate::engine::kind::Kinds;
+use crate::engine::kind::{Kind, Kinds};
 use crate::engine::settings::RoomSettings;
 use crate::limits::LimitSettings;
 use crate::limits::keyed::Rate;
 
+pub use delivery::Delivery;
 pub use durable::Durable;
 pub use error::{ConfigError, ConfigErrors};
 pub use keys::{KeyMaterial, load as load_keys};
@@ -234,6 +237,15 @@ pub struct Rooms {
     pub carries: u8 = 3,
     /// Important events per room and shard that are kept for this. Default 256.
     pub carry_events: usize = 256,
+    /// Pulls of important events answered a second, per home shard; beyond it
+    /// viewers are told when to come back. Default 5000.
+    pub pulls_per_second: u32 = 5_000,
+    /// Kind of the event that tells a room of a user who came; most fitting is a
+    /// `sampled` one, such as the built-in `enter`. Default empty: nothing is told.
+    pub enter_kind: String = String::new(),
+    /// Kind of the event that tells of a user who left. Default empty: nothing is
+    /// told.
+    pub leave_kind: String = String::new(),
     /// Missed events that a viewer who comes back is sent at most, the newest; the
     /// rest it can pull. Default 1000.
     pub resume_events: usize = 1_000,
@@ -243,25 +255,6 @@ pub struct Rooms {
     /// Milliseconds without viewers and events after which a room is forgotten.
     /// Default 10 min.
     pub idle_ms: u64 = 600_000,
-}
-}
-
-section! {
-/// `[delivery]`: what happens to a viewer that reads more slowly than its rooms
-/// write.
-pub struct Delivery {
-    /// Frames that wait for one viewer at most; beyond it the viewer skips ahead
-    /// and is told what it lost. Default 64.
-    pub backlog_frames: usize = 64,
-    /// Bytes of them. Frames are shared by all who wait for them, so this bounds
-    /// what a viewer is behind, not memory per viewer. Default 256 KiB.
-    pub backlog_bytes: usize = 262_144,
-    /// Milliseconds without a byte taken after which a viewer with a backlog is
-    /// closed. Default 30 s.
-    pub drain_timeout_ms: u64 = 30_000,
-    /// Microseconds that the fan-out of one room may run before others get their
-    /// turn. Default 2 ms: the delay that a giant room may add to small ones.
-    pub slice_us: u64 = 2_000,
 }
 }
 
@@ -501,6 +494,12 @@ impl Config {
             log_patience: self.durable.patience(),
             online_interval: Duration::from_millis(rooms.online_interval_ms),
         }
+    }
+
+    /// The kind of this name; `None` for no name.
+    #[must_use]
+    pub fn announced(&self, name: &str) -> Option<Arc<Kind>> {
+        (!name.is_empty()).then(|| self.kinds().resolve(name))
     }
 
     /// The constants of overload control.

@@ -19,6 +19,7 @@ pub mod ladder;
 pub mod mark;
 pub mod settings;
 pub mod time;
+pub mod visitors;
 
 pub mod admission;
 mod budget;
@@ -26,6 +27,7 @@ pub mod caller;
 pub mod confirm;
 mod dedupe;
 pub mod delivery;
+pub mod digest;
 pub mod draft;
 pub mod drops;
 pub mod history;

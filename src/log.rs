@@ -461,7 +461,9 @@ fn check(settings: &LogSettings) -> Result<(), LogError> {
     let rules = [
         ((1 << 10..=1 << 30).contains(&settings.segment_bytes), "segments have 1 KiB to 1 GiB"),
         ((1..=256 << 20).contains(&settings.group_bytes), "groups have 1 byte to 256 MiB"),
+        (settings.ahead_bytes <= 64 << 20, "up to 64 MiB are filled ahead"),
         ((1..=1 << 20).contains(&settings.read_queue), "1 to 1,048,576 reads may wait"),
+        (!settings.first_pause.is_zero(), "attempts are some time apart"),
         (!settings.retention.age.is_zero(), "events are retained for some time"),
     ];
     match rules.iter().find(|(holds, _)| !holds) {

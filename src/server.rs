@@ -31,7 +31,6 @@ use crate::clock::Clock;
 use crate::config::{Config, ConfigOrigin};
 use crate::demo;
 use crate::engine::confirm;
-use crate::engine::delivery::Limits;
 use crate::engine::ids::ShardId;
 use crate::engine::kind::Kinds;
 use crate::engine::level::LevelKey;
@@ -41,7 +40,7 @@ use crate::ingress::stats::EdgeStats;
 use crate::limits::{CallerLimits, ClientTypes};
 use crate::log::Log;
 use crate::shard::held::HoldSettings;
-use crate::shard::home::HomeSettings;
+use crate::shard::home::{Announce, HomeSettings};
 use crate::shard::intake::IntakeSettings;
 use crate::shard::peers::{Inbox, LocalShards, Message, Path as _};
 use crate::shard::{Shard, ShardSettings};
@@ -151,7 +150,12 @@ impl Plan {
                 },
                 max_rooms: config.rooms.max_rooms,
                 retention: millis(config.durable.retention_ms),
+                announce: Announce {
+                    entered: config.announced(&config.rooms.enter_kind),
+                    left: config.announced(&config.rooms.leave_kind),
+                },
                 acks_per_second: config.rooms.acks_per_second,
+                pulls_per_second: config.rooms.pulls_per_second,
                 resume_events: config.rooms.resume_events,
                 idle: millis(config.rooms.idle_ms),
                 intake: IntakeSettings {
@@ -161,11 +165,7 @@ impl Plan {
                 },
                 seed: self.seed,
             },
-            backlog: Limits {
-                frames: config.delivery.backlog_frames,
-                bytes: config.delivery.backlog_bytes,
-            },
-            backlog_timeout: millis(config.delivery.drain_timeout_ms),
+            ladder: config.ladder_settings(),
             slice: Duration::from_micros(config.delivery.slice_us),
             max_rooms_per_connection: config.websocket.max_rooms_per_connection,
             messages_per_second: config.websocket.messages_per_second,

@@ -10,7 +10,9 @@
 //! slice of fan-out while [`has_work`](Shard::has_work).
 
 pub mod arrival;
+pub mod asks;
 pub mod connection;
+mod drain;
 pub mod fanout;
 pub mod held;
 pub mod home;
@@ -18,6 +20,7 @@ pub mod intake;
 pub mod journal;
 pub mod peers;
 mod pending;
+pub mod rebase;
 mod receipts;
 pub mod room;
 pub mod stats;
@@ -33,10 +36,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
 use tracing::debug;
 
 use self::connection::{Connections, LINGER, ViewerKey, farewell};
+use self::drain::Drain;
 use self::fanout::{Fanout, Finished};
 use self::held::{HoldSettings, Line};
 use self::home::{HomeSettings, Homes};
@@ -44,13 +47,14 @@ use self::journal::Journal;
 use self::peers::{
     AdmissionView, Asker, LocalShards, Message, Override, Path as _, Placement as _, Standing,
 };
+use self::rebase::Rebases;
 use self::receipts::{Chase, ack_slot};
-use self::room::{BACKLOGGED, LocalRoom};
+use self::room::LocalRoom;
 use self::stats::ShardStats;
 use self::wheel::Wheel;
 use crate::clock::Clock;
 use crate::engine::confirm;
-use crate::engine::delivery::Limits;
+use crate::engine::delivery::LadderSettings;
 use crate::engine::ids::{RoomId, ShardId};
 use crate::engine::room::Restored;
 use crate::engine::time::Time;
@@ -58,9 +62,6 @@ use crate::wire::Format;
 use crate::wire::close::CloseReason;
 use crate::wire::message::ServerMessage;
 use crate::wire::shared::{SharedFrame, message};
-
-/// Viewers sent away between two looks at the mailbox, in a drain.
-const GOODBYES: usize = 512;
 
 /// Work that waits in front of the rooms and is no passing moment's: with less,
 /// only the home itself may refuse.
@@ -71,10 +72,8 @@ const PRESSED: Duration = Duration::from_millis(5);
 pub struct ShardSettings {
     /// Of the rooms with their home here.
     pub homes: HomeSettings,
-    /// Of one viewer's backlog.
-    pub backlog: Limits,
-    /// A backlog that does not drain within this ends its viewer.
-    pub backlog_timeout: Duration,
+    /// What becomes of a slow viewer.
+    pub ladder: LadderSettings,
     /// Length of a fan-out slice.
     pub slice: Duration,
     /// Rooms one connection may be in.
@@ -119,24 +118,13 @@ pub struct Shard {
     drain: Option<Drain>,
     held: Line,
     more_joins: bool,
+    rebases: Rebases,
     /// What the other shards know of this one.
     told: Standing,
     draws: u64,
     chase: Chase,
     /// What it did. Gauges are filled in when asked for.
     pub stats: ShardStats,
-}
-
-/// The stages of leaving.
-enum Drain {
-    /// Rooms are being flushed.
-    Flushing(oneshot::Sender<()>),
-    /// They are; other shards may still have frames for viewers here.
-    Flushed,
-    /// Everyone is sent away, those listed are still to be told.
-    Leaving(oneshot::Sender<()>, Vec<ViewerKey>),
-    /// Nobody is left.
-    Left,
 }
 
 impl Shard {
@@ -151,7 +139,7 @@ impl Shard {
         let now = clock.now();
         Self {
             id,
-            viewers: Connections::new(settings.backlog, now),
+            viewers: Connections::new(settings.ladder, now),
             homes: Homes::new(id, settings.homes.clone(), now),
             draws: settings.seed,
             settings,
@@ -168,6 +156,7 @@ impl Shard {
             drain: None,
             held: Line::default(),
             more_joins: false,
+            rebases: Rebases::default(),
             told: Standing::OPEN,
             chase: Chase::new(now),
             stats: ShardStats::default(),
@@ -184,18 +173,6 @@ impl Shard {
     #[must_use]
     pub fn id(&self) -> ShardId {
         self.id
-    }
-
-    /// Whether it is sending everyone away.
-    #[must_use]
-    pub fn is_draining(&self) -> bool {
-        self.drain.is_some()
-    }
-
-    /// Whether a drain has sent everyone away.
-    #[must_use]
-    pub fn is_drained(&self) -> bool {
-        matches!(self.drain, Some(Drain::Left))
     }
 
     /// Takes over a connected, non-blocking socket.
@@ -232,8 +209,8 @@ impl Shard {
             Message::Subscribe { room, shard, formats, resume } => {
                 self.homes.subscribe(&room, (shard, formats), resume, &shared, now);
             }
-            Message::Presence { room, shard, viewers, formats } => {
-                self.homes.presence(&room, shard, viewers, formats, now);
+            Message::Presence { room, shard, viewers, formats, moves } => {
+                self.homes.presence(&room, (shard, viewers, formats), &moves, now);
             }
             Message::FrameOut { room } => self.homes.frame_out(&room, now),
             Message::Pull { room, from, to, viewer } => {
@@ -246,6 +223,9 @@ impl Shard {
             Message::ReadEvents { room, after, limit, reply } => {
                 self.homes.read_events(&room, after, limit, reply, &shared, now);
             }
+            Message::Reconcile(reconcile) => self.homes.reconcile(reconcile, &shared, now),
+            Message::Locate { viewer, ask } => self.homes.locate(viewer, ask, &shared, now),
+            Message::Located(position) => self.located(*position, now),
             Message::Logged(logged) => {
                 self.homes.logged(&logged, path, &mut self.stats, now);
             }
@@ -340,7 +320,7 @@ impl Shard {
         let now = self.clock.now();
         let (writes, bytes) = (self.stats.socket_writes - writes, self.stats.socket_bytes - bytes);
         self.homes.intake.cost.sent(writes, bytes, now.since(begun));
-        self.trace_written(now);
+        self.trace_written();
         for index in finished.drain(..) {
             self.frame_done(index, now);
         }
@@ -387,29 +367,10 @@ impl Shard {
             self.finish_connection(key, reason, now);
         }
         while let Some(index) = self.viewers.changed_backlog.pop() {
-            self.mark_backlog(index);
+            self.mark_backlog(index, now);
         }
+        self.attend_slow(now);
         self.report_presence();
-    }
-
-    fn mark_backlog(&mut self, index: u32) {
-        if self.viewers.key_of(index).is_none() {
-            return;
-        }
-        let backlogged = self.viewers.has_backlog(index);
-        for membership in &self.viewers.row(index).memberships {
-            let Some(room) = self.rooms[membership.room as usize].as_mut() else { continue };
-            if let Some(member) = room.members.get_mut(membership.member as usize) {
-                if backlogged {
-                    member.marks |= BACKLOGGED;
-                } else {
-                    member.marks &= !BACKLOGGED;
-                }
-            }
-        }
-        if backlogged && let Some(key) = self.viewers.key_of(index) {
-            self.schedule(key, self.settings.backlog_timeout);
-        }
     }
 
     fn finish_connection(&mut self, key: ViewerKey, reason: CloseReason, now: Time) {
@@ -442,6 +403,8 @@ impl Shard {
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
         room.last_frame = second;
         let id = room.id.clone();
+        self.apply_parked(index, now);
+        let Some(room) = self.rooms[index as usize].as_mut() else { return };
         if room.begin_job(now) {
             self.fanout.enqueue(index);
             self.expect_receipts(index);
@@ -468,6 +431,7 @@ impl Shard {
                     shard: self.id,
                     viewers: room.viewers(),
                     formats: room.formats(),
+                    moves: std::mem::take(&mut room.moves),
                 };
                 self.peers.send(room.home, report);
             }
@@ -485,12 +449,13 @@ impl Shard {
     }
 
     fn count_gauges(&mut self) {
-        let (frames, bytes) = self.viewers.backlog_totals();
+        let slow = self.viewers.slow_totals();
         let stats = &mut self.stats;
         stats.connections = self.viewers.len() as u64;
-        stats.backlogged = u64::from(self.viewers.backlogged());
-        stats.backlog_frames = frames as u64;
-        stats.backlog_bytes = bytes as u64;
+        stats.backlogged = slow.viewers;
+        stats.backlog_frames = slow.frames;
+        stats.backlog_bytes = slow.bytes;
+        stats.slow_viewers = slow.rungs;
         let rooms = self.rooms.iter().flatten();
         stats.viewers = rooms.map(|room| u64::from(room.viewers())).sum();
         stats.joins_waiting = self.held.len() as u64;
@@ -558,52 +523,6 @@ impl Shard {
                 .map(|(room, kind, until)| (room.clone(), Arc::clone(kind), until))
                 .collect(),
         }
-    }
-
-    /// Flush, wait for the others, send everyone away a few at a time, wait for
-    /// them to go.
-    fn step_drain(&mut self, now: Time) {
-        match self.drain.take() {
-            Some(Drain::Flushing(done)) => {
-                let peers = Arc::clone(&self.peers);
-                self.homes.flush_all(peers.as_ref(), &mut self.stats, now);
-                self.drain = Some(if self.homes.has_pending() {
-                    Drain::Flushing(done)
-                } else {
-                    self.homes.reserve_exactly();
-                    // The server may have passed its deadline and be gone.
-                    let _ = done.send(());
-                    Drain::Flushed
-                });
-            }
-            Some(Drain::Leaving(done, mut leaving)) => {
-                for key in leaving.split_off(leaving.len().saturating_sub(GOODBYES)) {
-                    self.dismiss(key);
-                }
-                self.settle(now);
-                self.drain = Some(if self.viewers.is_empty() {
-                    let _ = done.send(());
-                    Drain::Left
-                } else {
-                    Drain::Leaving(done, leaving)
-                });
-            }
-            other => self.drain = other,
-        }
-    }
-
-    /// Whether a drain wants to be stepped at once rather than at a deadline.
-    #[must_use]
-    pub fn is_leaving(&self) -> bool {
-        matches!(&self.drain, Some(Drain::Leaving(_, leaving)) if !leaving.is_empty())
-    }
-
-    /// Tells a viewer when to come back, and closes it.
-    fn dismiss(&mut self, key: ViewerKey) {
-        let spread = self.settings.reconnect_spread.as_millis() as u64;
-        let reconnect_after_ms = self.draw() % (spread + 1);
-        self.reply(key, &ServerMessage::Goaway { reconnect_after_ms });
-        self.viewers.end(key, CloseReason::Drain);
     }
 
     /// The next number of this shard's own sequence (SplitMix64, Steele et al.,

@@ -7,6 +7,7 @@
 
 mod delivery;
 mod overload;
+mod slow;
 mod trace;
 
 pub use trace::TraceScrape;
@@ -234,12 +235,7 @@ fn fanout(text: &mut Text, total: &ShardStats) {
 }
 
 fn viewers(text: &mut Text, total: &ShardStats) {
-    text.lanes(
-        "tidegate_viewer_dropped_events_total",
-        "Content taken from the backlogs of slow viewers.",
-        &total.viewer_dropped,
-    );
-    text.counter("tidegate_viewer_gaps_total", "Gap notices sent to slow viewers.", total.gaps);
+    slow::slow(text, total);
     text.counter(
         "tidegate_viewer_overruns_total",
         "Viewers given up as too slow; they were told to reconnect.",
@@ -363,7 +359,7 @@ fn load(counter: &AtomicU64) -> u64 {
 
 fn absorb(total: &mut ShardStats, shard: &ShardStats) {
     total.rooms.absorb(&shard.rooms);
-    let numbers: [(&mut u64, u64); 15] = [
+    let numbers: [(&mut u64, u64); 13] = [
         (&mut total.open_rooms, shard.open_rooms),
         (&mut total.room_bytes, shard.room_bytes),
         (&mut total.connections, shard.connections),
@@ -375,20 +371,21 @@ fn absorb(total: &mut ShardStats, shard: &ShardStats) {
         (&mut total.socket_writes, shard.socket_writes),
         (&mut total.socket_bytes, shard.socket_bytes),
         (&mut total.late_frames, shard.late_frames),
-        (&mut total.gaps, shard.gaps),
         (&mut total.slow_overruns, shard.slow_overruns),
         (&mut total.busy_micros, shard.busy_micros),
-        (&mut total.viewer_dropped[0], shard.viewer_dropped[0]),
     ];
     for (into, from) in numbers {
         *into += from;
     }
-    add(&mut total.viewer_dropped[1..], &shard.viewer_dropped[1..]);
+    total.delivery.absorb(&shard.delivery);
+    add(&mut total.slow_viewers, &shard.slow_viewers);
     add(&mut total.frame_bytes, &shard.frame_bytes);
     add(&mut total.closes, &shard.closes);
     add(&mut total.messages, &shard.messages);
     add(&mut total.joins, &shard.joins);
     add(&mut total.resumes, &shard.resumes);
+    add(&mut total.pulls, &shard.pulls);
+    add(&mut total.digests, &shard.digests);
     total.confirmed += shard.confirmed;
     total.carried_along += shard.carried_along;
     total.missed += shard.missed;

@@ -108,6 +108,7 @@ fn the_environment_overrides_every_leaf() {
         match (path, value) {
             ("server.listen", _) => "127.0.0.1:9000".into(),
             ("server.admin_listen", _) => "127.0.0.1:9001".into(),
+            ("rooms.enter_kind" | "rooms.leave_kind", _) => "enter".into(),
             ("durable.directory", _) => "elsewhere".into(),
             ("trace.otlp_endpoint", _) => "http://collector:4318".into(),
             ("trace.service_name", _) => "edge".into(),
@@ -345,8 +346,12 @@ fn fields_that_contradict_one_another_are_refused() {
     let rows = [
         ("[rooms]\nflush_events = 3000", "rooms.flush_events"),
         ("[rooms]\nflush_bytes = 2000000", "rooms.flush_bytes"),
-        ("[delivery]\nbacklog_bytes = 100000", "rooms.frame_bytes"),
-        ("[delivery]\nbacklog_frames = 0", "delivery.backlog_frames"),
+        ("[delivery]\nno_sampled_bytes = 100000", "rooms.frame_bytes"),
+        ("[delivery]\nno_sampled_frames = 0", "delivery.no_sampled_frames"),
+        ("[delivery]\nno_sampled_frames = 129", "delivery.no_sampled_frames"),
+        ("[delivery]\ntotals_only_bytes = 300000", "delivery.totals_only_bytes"),
+        ("[delivery]\nrebase_ms = 9999", "delivery.important_only_ms"),
+        ("[delivery]\nrecover_percent = 101", "delivery.recover_percent"),
         ("[websocket]\nmax_message_bytes = 2048", "kinds.chat.max_payload_bytes"),
         ("[kinds.big]\nmax_payload_bytes = 131072", "kinds.big.max_payload_bytes"),
         ("[kinds.a]\nlane = \"sampled\"\nmerge = \"sample\"", "kinds.a.n"),

@@ -3,7 +3,9 @@
 
 mod harness;
 
-use harness::{Server, Viewer};
+use std::time::{Duration, Instant};
+
+use harness::{PATIENCE, Server, Viewer};
 use serde_json::{Value, json};
 
 fn packet(id: &str) -> Value {
@@ -139,4 +141,67 @@ fn a_second_server_on_the_same_log_says_so_and_ends() {
         .expect("it runs");
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && error.contains("durable.directory"), "{error}");
+}
+
+#[test]
+fn a_full_disk_refuses_important_events_and_nothing_else() {
+    let server = Server::start_on_small_disk("", 4);
+    let mut viewer = server.viewer("u", "r");
+    publish(&server, &[packet("a")]);
+    assert_eq!(ids(&viewer.expect("frame")), ["a"]);
+    let ballast = server.beside_log("ballast");
+    fill(&ballast);
+
+    // What is left of the last page may still take a few.
+    let refused = loop {
+        let large = json!({"id": "b", "kind": "red_packet", "payload": "x".repeat(16_000)});
+        let (_, body) = server.publish("r", json!([large]));
+        let result = body["results"][0].clone();
+        if result["status"] == "rejected" {
+            break result;
+        }
+        assert_eq!(ids(&viewer.expect("frame")), ["b"]);
+        fill(&ballast);
+    };
+    assert_eq!(refused["code"], "log_unavailable", "{refused}");
+    assert!(refused["retry_after_ms"].as_u64().expect("a time") > 0);
+    publish(&server, &[json!({"id": "c", "kind": "chat", "payload": 1})]);
+    assert_eq!(ids(&viewer.expect("frame")), ["c"], "talk goes on");
+    let (status, body) = harness::exchange(
+        server.admin,
+        b"GET /readyz HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n",
+    );
+    assert!(status == 503 && body.contains("\"log_failing\":\""), "{status} {body}");
+    assert_eq!(server.metric("tidegate_log_failing"), 1.0);
+    assert!(server.metric("tidegate_events_refused_total{reason=\"log_unavailable\"}") >= 1.0);
+
+    std::fs::remove_file(&ballast).expect("removed");
+    let until = Instant::now() + PATIENCE;
+    let seq = loop {
+        let (_, body) = server.publish("r", json!([packet("d")]));
+        if let Some(seq) = body["results"][0]["seq"].as_u64() {
+            break seq;
+        }
+        assert!(Instant::now() < until, "it does not recover: {body}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let frame = viewer.expect("frame");
+    assert_eq!((ids(&frame), &frame["last_seq"]), (vec!["d"], &json!(seq)));
+    let events = frame["events"].as_array().expect("events");
+    let before = frame["important"].as_u64().expect("a number") - 1;
+    assert_eq!(events[0]["important"], before + 1, "no hole between important numbers");
+    let reader = server.token("u", "viewer", &["r"]);
+    let path = "/v1/rooms/r/events?important_after=0";
+    let (_, body) = server.http("GET", path, Some(&reader), "");
+    assert_eq!(body["complete"], true, "{body}");
+}
+
+/// Writes until the disk takes no more.
+fn fill(file: &std::path::Path) {
+    use std::io::Write as _;
+    let open = std::fs::OpenOptions::new().create(true).append(true).open(file);
+    let mut open = open.expect("a file");
+    for size in [65_536, 4_096, 1] {
+        while open.write(&vec![0; size]).is_ok_and(|written| written > 0) {}
+    }
 }

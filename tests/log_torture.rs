@@ -6,8 +6,12 @@
 
 #[path = "log_torture/basics.rs"]
 mod basics;
+#[path = "log_torture/damage.rs"]
+mod damage;
 #[path = "log_torture/disk.rs"]
 mod disk;
+#[path = "log_torture/faults.rs"]
+mod faults;
 #[path = "log_torture/kit.rs"]
 mod kit;
 #[path = "simulation/rng.rs"]

@@ -163,16 +163,19 @@ fn important_events_can_be_pulled_again() {
 #[test]
 fn a_viewer_that_stops_reading_gets_a_gap_and_holds_up_nobody() {
     let server = Server::start(
-        "[delivery]\nbacklog_frames = 8\nbacklog_bytes = 65536\n\
+        "[delivery]\nno_sampled_frames = 4\ntotals_only_frames = 6\nimportant_only_frames = 8\n\
+         no_sampled_bytes = 65536\ntotals_only_bytes = 65536\nimportant_only_bytes = 65536\n\
          [rooms]\nsmall_room_viewers = 1000\nframe_bytes = 32768\n",
     );
+    const ORDERED_LOST: &str =
+        "tidegate_viewer_dropped_events_total{rung=\"important_only\",lane=\"ordered\"}";
     let mut fast = server.viewer("fast", "r");
     let mut slow = server.viewer("slow", "r");
     let payload = "x".repeat(4_000);
     let mut published = 0u64;
     // Until the kernel's buffers and the backlog are full.
     let until = Instant::now() + PATIENCE;
-    while server.metric("tidegate_viewer_dropped_events_total{lane=\"ordered\"}") < 20.0 {
+    while server.metric(ORDERED_LOST) < 20.0 {
         assert!(Instant::now() < until, "the slow viewer never overflows");
         let events: Vec<Value> = (0..5)
             .map(
@@ -215,8 +218,8 @@ fn a_viewer_that_stops_reading_gets_a_gap_and_holds_up_nobody() {
 #[test]
 fn a_viewer_that_never_reads_again_is_closed() {
     let server = Server::start(
-        "[delivery]\nbacklog_frames = 8\nbacklog_bytes = 65536\ndrain_timeout_ms = 1000\n\
-         [rooms]\nframe_bytes = 32768\n",
+        "[delivery]\nno_sampled_ms = 500\ntotals_only_ms = 500\nimportant_only_ms = 500\n\
+         rebase_ms = 500\ndrain_timeout_ms = 1000\n",
     );
     let _slow = server.viewer("slow", "r");
     let payload = "x".repeat(4_000);

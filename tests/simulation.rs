@@ -11,9 +11,14 @@
 //! The `script` drives one room and its model by short lists of steps that
 //! proptest can shrink: what it finds is small enough to read.
 //!
+//! `slow` is about viewers whose sockets take less than their rooms send; their
+//! `client` reads the bytes and judges what it was told.
+//!
 //! A failure of a run names its seed; `TIDEGATE_SEED=n cargo test --test simulation` runs
-//! that one alone.
+//! that one alone, and `TIDEGATE_SEEDS=n` so many fresh ones.
 
+#[path = "simulation/client.rs"]
+mod client;
 #[path = "simulation/ledger.rs"]
 mod ledger;
 #[path = "simulation/model.rs"]
@@ -22,6 +27,8 @@ mod model;
 mod rng;
 #[path = "simulation/script.rs"]
 mod script;
+#[path = "simulation/slow.rs"]
+mod slow;
 #[path = "simulation/world.rs"]
 mod world;
 
@@ -30,7 +37,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Seeds that every run repeats.
 const FIXED: std::ops::Range<u64> = 1..6;
-/// Seeds that no run repeats.
+/// Seeds that no run repeats, unless told how many.
 const FRESH: u64 = 2;
 
 #[test]
@@ -52,8 +59,27 @@ fn rooms_keep_their_promises_under_any_load() {
 }
 
 #[test]
+fn slow_viewers_get_what_they_are_promised() {
+    let mut seen = slow::Seen::default();
+    for seed in seeds() {
+        match catch_unwind(AssertUnwindSafe(|| slow::run(seed))) {
+            Ok(of_one) => seen.absorb(&of_one),
+            Err(panic) => {
+                eprintln!("to replay: TIDEGATE_SEED={seed} cargo test --test simulation");
+                resume_unwind(panic);
+            }
+        }
+    }
+    println!("{seen:#?}");
+    if std::env::var_os("TIDEGATE_SEED").is_none() {
+        seen.assert_everything_happened();
+    }
+}
+
+#[test]
 fn a_seed_replays_itself() {
     assert_eq!(world::run(42), world::run(42));
+    assert_eq!(slow::run(42), slow::run(42));
 }
 
 fn seeds() -> Vec<u64> {
@@ -62,6 +88,8 @@ fn seeds() -> Vec<u64> {
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
     let first = now.as_nanos() as u64 >> 10;
-    println!("fresh seeds: {first} and {}", first + FRESH - 1);
-    FIXED.chain(first..first + FRESH).collect()
+    let fresh = std::env::var("TIDEGATE_SEEDS")
+        .map_or(FRESH, |seeds| seeds.parse().expect("TIDEGATE_SEEDS is a number"));
+    println!("fresh seeds: {first} to {}", first + fresh - 1);
+    FIXED.chain(first..first + fresh).collect()
 }

@@ -74,6 +74,9 @@ pub(crate) struct JoinedMessage<'a> {
     important: u64,
     #[serde(borrow, default)]
     totals: Vec<TotalMessage<'a>>,
+    /// It replaces what a slow viewer holds.
+    #[serde(default)]
+    rebased: bool,
 }
 
 /// A gap notice as JSON.
@@ -185,6 +188,11 @@ impl StreamCheck {
 
     /// The room as it stood when the viewer joined.
     pub(crate) fn joined(&mut self, message: &JoinedMessage<'_>) {
+        let here = (self.last_seq, self.important);
+        if message.rebased && (message.seq, message.important) != here {
+            self.fail(format!("goes on from {} without a word, after {here:?}", message.seq));
+        }
+        self.sums.clear();
         self.epoch = message.epoch;
         self.last_seq = message.seq;
         self.important = message.important;
@@ -225,7 +233,9 @@ impl StreamCheck {
             ));
         }
         self.last_seq = frame.last_seq;
-        let mut previous = frame.first_seq.saturating_sub(1);
+        // Without numbers of its own a frame brings what is older.
+        let numbered = frame.first_seq <= frame.last_seq;
+        let mut previous = if numbered { frame.first_seq.saturating_sub(1) } else { 0 };
         for event in &frame.events {
             self.event(event, frame, &mut previous, wall_ms);
         }
@@ -284,7 +294,8 @@ impl StreamCheck {
             *recording.deltas.entry(key.clone()).or_default() += total.delta;
         }
         let before = self.sums.insert(key, total.sum);
-        if before.is_none_or(|before| before + total.delta == total.sum) {
+        // Without a delta it makes up for totals that a slow viewer was not sent.
+        if total.delta == 0 || before.is_none_or(|before| before + total.delta == total.sum) {
             return;
         }
         if total.delta == total.sum {

@@ -141,24 +141,8 @@ fn connect(
     registry: &Registry,
 ) -> Result<()> {
     let now = sys::mono_us();
-    let socket = Socket::new(Domain::for_address(plan.addr), Type::STREAM, Some(Protocol::TCP))
-        .context("socket")?;
-    socket.set_nonblocking(true)?;
-    socket.set_tcp_nodelay(true)?;
-    if viewer.slow {
-        socket.set_recv_buffer_size(SLOW_RECEIVE_BUFFER)?;
-    }
-    // A reset at the end instead of a handshake and a minute of TIME_WAIT.
-    socket.set_linger(Some(Duration::ZERO))?;
-    if plan.addr.ip().is_loopback() && plan.addr.is_ipv4() {
-        ports.bind(&socket)?;
-    }
-    let in_progress = rustix::io::Errno::INPROGRESS.raw_os_error();
-    match socket.connect(&plan.addr.into()) {
-        Err(error) if error.raw_os_error() == Some(in_progress) => {}
-        other => other.context("connect")?,
-    }
-    let mut stream = TcpStream::from_std(socket.into());
+    let buffer = viewer.slow.then_some(SLOW_RECEIVE_BUFFER);
+    let mut stream = open(plan.addr, buffer, ports)?;
     // Edge-triggered: writability is told once, when the connection stands.
     registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
     viewer.stream = Some(stream);
@@ -167,15 +151,42 @@ fn connect(
     Ok(())
 }
 
+/// Begins a connection; `receive_buffer`: bytes, the kernel's choice if absent.
+pub(crate) fn open(
+    addr: SocketAddr,
+    receive_buffer: Option<usize>,
+    ports: &mut Ports,
+) -> Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))
+        .context("socket")?;
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    if let Some(bytes) = receive_buffer {
+        socket.set_recv_buffer_size(bytes)?;
+    }
+    // A reset at the end instead of a handshake and a minute of TIME_WAIT.
+    socket.set_linger(Some(Duration::ZERO))?;
+    if addr.ip().is_loopback() && addr.is_ipv4() {
+        ports.bind(&socket)?;
+    }
+    let in_progress = rustix::io::Errno::INPROGRESS.raw_os_error();
+    match socket.connect(&addr.into()) {
+        Err(error) if error.raw_os_error() == Some(in_progress) => {}
+        other => other.context("connect")?,
+    }
+    Ok(TcpStream::from_std(socket.into()))
+}
+
 /// Source addresses and ports, handed out one after the other.
-struct Ports {
+pub(crate) struct Ports {
     net: [u8; 2],
     address: u8,
     port: u16,
 }
 
 impl Ports {
-    fn new(net: [u8; 2]) -> Self {
+    /// From the addresses `127.net.1` on.
+    pub(crate) fn new(net: [u8; 2]) -> Self {
         Self { net, address: 1, port: 0 }
     }
 

@@ -4,9 +4,14 @@
 //! hold the sockets. Both the server and the bare floor go through the same
 //! window (`drive`), so that their figures compare.
 
+mod arrival;
+mod audit;
 mod book;
 mod check;
+mod client_room;
 mod connect;
+mod crash;
+mod crowd;
 mod drive;
 mod fanout;
 mod fleet;
@@ -17,6 +22,7 @@ mod html;
 mod http;
 mod joins;
 mod ledger;
+mod log_bench;
 mod overload;
 mod protocol;
 mod publish;
@@ -25,9 +31,11 @@ mod report;
 mod run;
 mod server;
 mod simulate;
+mod storm;
 mod sys;
 mod token;
 mod trace;
+mod upstream;
 mod viewer;
 mod worker;
 mod wsclient;
@@ -54,8 +62,16 @@ enum Command {
     Joins(Box<joins::JoinsOptions>),
     /// A recorded room through the publisher API, with an exact check at the end.
     Replay(Box<replay::ReplayOptions>),
+    /// The server is killed again and again: nothing accepted may be lost.
+    Crash(Box<crash::CrashOptions>),
+    /// Everybody is cut off and comes back at once: when have all caught up?
+    Storm(Box<storm::StormOptions>),
+    /// The arrival rate that the server reports against the true one.
+    Arrival(Box<arrival::ArrivalOptions>),
     /// Overload control beside that of others, in virtual time.
     Overload(Box<overload::OverloadOptions>),
+    /// What the durable log costs on this disk.
+    Log(log_bench::LogOptions),
     /// Writes a trace fitted to recorded rooms.
     Generate(generate::GenerateOptions),
     /// Ratios of the headline figures of two --json files.
@@ -94,7 +110,11 @@ fn main() -> ExitCode {
         Command::Fanout(options) => fanout::command(&options),
         Command::Joins(options) => joins::command(&options),
         Command::Replay(options) => replay::command(&options),
+        Command::Crash(options) => crash::command(&options),
+        Command::Storm(options) => storm::command(&options),
+        Command::Arrival(options) => arrival::command(&options),
         Command::Overload(options) => overload::command(&options),
+        Command::Log(options) => log_bench::command(&options),
         Command::Generate(options) => generate::command(&options),
         Command::Compare { first, second } => report::compare(&first, &second),
         Command::Worker => worker::run(),

@@ -52,6 +52,11 @@ impl Deadline {
         Self(self.0.max(Instant::now()) + GUARD / 2)
     }
 
+    /// This one, or so many seconds from now if that is earlier.
+    pub(crate) fn within(self, seconds: u64) -> Self {
+        Self(self.0.min(Instant::now() + Duration::from_secs(seconds)))
+    }
+
     /// An error if time is over.
     pub(crate) fn check(self, doing: &str) -> Result<()> {
         if self.left().is_zero() {

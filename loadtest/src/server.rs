@@ -87,13 +87,44 @@ impl ServerOptions {
 /// A server under test; ends with this value if it was started by it.
 pub(crate) struct Server {
     child: Option<Child>,
-    dir: Option<PathBuf>,
+    /// How it was started, to start it again.
+    launch: Option<Launch>,
     pid: Option<u32>,
     /// Viewers and publishers.
     pub(crate) addr: SocketAddr,
     admin: Option<SocketAddr>,
     /// HS256 secret.
     pub(crate) secret: String,
+}
+
+/// A program with everything it is started with.
+struct Launch {
+    program: PathBuf,
+    config: Option<PathBuf>,
+    settings: Vec<(String, String)>,
+    cpus: Vec<usize>,
+    /// Its working directory: what it keeps is kept there, and removed with it.
+    dir: PathBuf,
+    /// Not removed.
+    keep: bool,
+}
+
+impl Launch {
+    fn start(&self) -> Result<Child> {
+        let mut command = sys::pinned_command(&self.program.to_string_lossy(), &self.cpus)?;
+        command.arg("serve").current_dir(&self.dir);
+        if let Some(file) = &self.config {
+            command.arg("--config").arg(file);
+        }
+        for (name, value) in &self.settings {
+            let name = name.replace('.', "__").to_ascii_uppercase();
+            command.env(format!("TIDEGATE__{name}"), value);
+        }
+        let path = self.dir.join("server.log");
+        let log = fs::File::options().create(true).append(true).open(path)?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.spawn().with_context(|| format!("starting {}", self.program.display()))
+    }
 }
 
 impl Server {
@@ -125,7 +156,7 @@ impl Server {
         };
         Ok(Server {
             child: None,
-            dir: None,
+            launch: None,
             pid: options.server_pid,
             addr: resolve(url)?,
             admin: options.admin_url.as_deref().map(resolve).transpose()?,
@@ -174,24 +205,44 @@ impl Server {
                 .with_context(|| format!("--set {setting}: section.field=value"))?;
             settings.push((name.to_owned(), value.to_owned()));
         }
-        let mut command = sys::pinned_command(&program.to_string_lossy(), &cpus)?;
-        // What it keeps is kept there, and removed with it.
-        command.arg("serve").current_dir(&dir);
-        if let Some(file) = &options.server_config {
-            command.arg("--config").arg(std::path::absolute(file)?);
-        }
-        for (name, value) in settings {
-            let name = name.replace('.', "__").to_ascii_uppercase();
-            command.env(format!("TIDEGATE__{name}"), value);
-        }
-        let log = fs::File::create(dir.join("server.log"))?;
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child = command.spawn().with_context(|| format!("starting {}", program.display()))?;
+        let config = options.server_config.as_ref().map(std::path::absolute).transpose()?;
+        let launch = Launch { program, config, settings, cpus, dir, keep: false };
+        let child = launch.start()?;
         let pid = Some(child.id());
-        Ok(Server { child: Some(child), dir: Some(dir), pid, addr, admin: Some(admin), secret })
+        let launch = Some(launch);
+        Ok(Server { child: Some(child), launch, pid, addr, admin: Some(admin), secret })
     }
 
-    fn wait_ready(&mut self, deadline: Deadline) -> Result<()> {
+    /// Kills it without a warning, or asks it to end; returns when it is gone.
+    pub(crate) fn end(&mut self, ask: bool) -> Result<()> {
+        let child = self.child.as_mut().context("only a server started here can be ended")?;
+        if ask {
+            kill_process(Pid::from_child(child), Signal::TERM).context("signalling the server")?;
+        } else {
+            child.kill().context("killing the server")?;
+        }
+        child.wait().context("waiting for the server's end")?;
+        Ok(())
+    }
+
+    /// Starts it again after [`Server::end`], with all that it kept.
+    pub(crate) fn again(&mut self) -> Result<()> {
+        let launch = self.launch.as_ref().context("only a server started here can be restarted")?;
+        let child = launch.start()?;
+        self.pid = Some(child.id());
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Leaves its files where they are when it ends; returns where.
+    pub(crate) fn keep_files(&mut self) -> Option<PathBuf> {
+        let launch = self.launch.as_mut()?;
+        launch.keep = true;
+        Some(launch.dir.clone())
+    }
+
+    /// Waits until it says that it is ready.
+    pub(crate) fn wait_ready(&mut self, deadline: Deadline) -> Result<()> {
         let Some(admin) = self.admin else { return Ok(()) };
         let started = Instant::now();
         loop {
@@ -247,8 +298,8 @@ impl Server {
 
     /// The end of its log.
     pub(crate) fn log_tail(&self) -> String {
-        let Some(dir) = &self.dir else { return String::new() };
-        let log = fs::read_to_string(dir.join("server.log")).unwrap_or_default();
+        let Some(launch) = &self.launch else { return String::new() };
+        let log = fs::read_to_string(launch.dir.join("server.log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
@@ -272,8 +323,8 @@ impl Server {
             let _ = child.kill();
             let _ = child.wait();
         }
-        if let Some(dir) = self.dir.take() {
-            remove(&dir);
+        if let Some(launch) = self.launch.take().filter(|launch| !launch.keep) {
+            remove(&launch.dir);
         }
     }
 }
@@ -289,8 +340,15 @@ fn remove(dir: &Path) {
     let _ = fs::remove_dir_all(dir);
 }
 
+/// Outside the range from which the kernel takes ports for connections: while
+/// the server is being restarted, nobody else may get its port.
+const PORTS: std::ops::Range<u16> = 10_000..20_000;
+
 fn free_port() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0").context("finding a free port")?.local_addr()?)
+    let first = u16::try_from(sys::mono_us() % PORTS.len() as u64)?;
+    let candidates = (PORTS.start + first..PORTS.end).chain(PORTS);
+    let mut free = candidates.filter_map(|port| TcpListener::bind(("127.0.0.1", port)).ok());
+    Ok(free.next().context("no free port")?.local_addr()?)
 }
 
 /// A scrape.

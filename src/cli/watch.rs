@@ -18,13 +18,13 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use http::HeaderValue;
 use http::header::SEC_WEBSOCKET_PROTOCOL;
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 
-use self::room::{Room, Step};
+use self::room::{Later, Room, Step};
 use self::view::View;
 use super::terminal::{self, Paint};
 use super::token::TokenSource;
@@ -32,6 +32,7 @@ use super::{room, runtime};
 use crate::auth::{Claims, Role};
 use crate::clock::Clock;
 use crate::engine::ids::RoomId;
+use crate::engine::time::Time;
 
 /// Longest first wait; it doubles with every failure in a row.
 const BACKOFF_START: Duration = Duration::from_millis(500);
@@ -172,18 +173,36 @@ impl Watch {
     /// Reads until the connection is over.
     async fn listen(&mut self) -> End {
         let mut ping_interval = PING_INTERVAL;
+        let mut heard_by = self.clock.now() + ping_interval + SILENCE_GRACE;
         let mut goaway = None;
+        let mut later: Vec<(Time, Later)> = Vec::new();
         loop {
             let Some(socket) = &mut self.socket else { return again("not connected") };
-            let silence = ping_interval + SILENCE_GRACE;
-            let text = match timeout(silence, socket.next()).await {
+            let next_due = later.iter().map(|(at, _)| *at).min();
+            let clock = self.clock;
+            let heard = tokio::select! {
+                heard = timeout_at(clock.instant(heard_by).into(), socket.next()) => heard,
+                () = sleep_until(clock.instant(next_due.unwrap_or(heard_by)).into()),
+                    if next_due.is_some() =>
+                {
+                    if let Err(end) = self.catch_up(&mut later).await {
+                        return end;
+                    }
+                    continue;
+                }
+            };
+            let text = match heard {
                 Err(_) => return again("the server is silent"),
                 Ok(None) => return ended(None, goaway),
                 Ok(Some(Err(error))) => return broken(&error, goaway),
                 Ok(Some(Ok(Message::Close(frame)))) => return ended(frame.as_ref(), goaway),
                 Ok(Some(Ok(Message::Text(text)))) => text,
-                Ok(Some(Ok(_))) => continue,
+                Ok(Some(Ok(_))) => {
+                    heard_by = self.clock.now() + ping_interval + SILENCE_GRACE;
+                    continue;
+                }
             };
+            heard_by = self.clock.now() + ping_interval + SILENCE_GRACE;
             let incoming = message::parse(text.as_str());
             if !self.print(text.as_str(), &incoming) {
                 return End::OutputClosed;
@@ -193,6 +212,12 @@ impl Watch {
                     Step::Send(message) => {
                         if let Err(end) = self.send(message).await {
                             return end;
+                        }
+                    }
+                    Step::Later(within, what) => {
+                        if !later.iter().any(|(_, known)| *known == what) {
+                            let wait = within.mul_f64(rand::random());
+                            later.push((self.clock.now() + wait, what));
                         }
                     }
                     Step::PingInterval(interval) => ping_interval = interval,
@@ -205,6 +230,18 @@ impl Watch {
                 }
             }
         }
+    }
+
+    /// Does what was put off and is due now.
+    async fn catch_up(&mut self, later: &mut Vec<(Time, Later)>) -> Result<(), End> {
+        let now = self.clock.now();
+        let due: Vec<_> = later.extract_if(.., |(at, _)| *at <= now).collect();
+        for (_, what) in due {
+            if let Some(message) = self.room.due(what) {
+                self.send(message).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Shows a message; false if nobody reads any more.
@@ -230,6 +267,10 @@ impl Watch {
 
     /// Says goodbye, without waiting long for it.
     async fn leave(&mut self) {
+        if let Some(digest) = self.room.farewell() {
+            // Nobody waits for what comes of it.
+            drop(self.send(digest).await);
+        }
         if let Some(mut socket) = self.socket.take() {
             // Whether or not it is heard, we are leaving.
             drop(timeout(Duration::from_millis(500), socket.close(None)).await);
@@ -339,13 +380,13 @@ mod tests {
     async fn server(listener: TcpListener) {
         let mut peer = accept(&listener).await;
         let join = heard(&mut peer).await;
-        assert_eq!(join["join"], json!({"room": "r", "token": "t"}));
+        assert_eq!(join["join"], json!({"room": "r", "token": "t", "acks": true}));
         say(&mut peer, json!({"welcome": {"session": "s", "ping_interval_ms": 1_000}})).await;
         say(&mut peer, json!({"joined": {"room": "r", "epoch": 7, "seq": 1, "important": 0}}))
             .await;
         let event = json!({"kind": "chat", "payload": "hello", "seq": 2, "important": 1});
         let frame = json!({"epoch": 7, "first_seq": 2, "last_seq": 2, "important": 1,
-            "events": [event]});
+            "events": [event], "ack": {"one_in": 1, "within_ms": 20}});
         say(&mut peer, json!({"frame": frame})).await;
         assert_eq!(heard(&mut peer).await["ack"]["important"], 1);
         say(&mut peer, json!({"ping": {}})).await;

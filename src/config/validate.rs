@@ -28,7 +28,8 @@ pub(super) fn check(config: &Config, auth_unread: bool) -> Vec<ConfigError> {
     websocket(config, &mut check);
     rooms(config, &mut check);
     super::durable::check(&config.durable, &mut check);
-    delivery_and_ingress(config, &mut check);
+    super::delivery::check(config, &mut check);
+    ingress(config, &mut check);
     admission(config, &mut check);
     limits(config, &mut check);
     auth(config, &mut check);
@@ -69,7 +70,7 @@ impl Check {
     }
 
     /// `path` must not exceed the field `limit`, whose value is `most`.
-    fn at_most(&mut self, path: &str, value: usize, limit: &str, most: usize) {
+    pub(super) fn at_most(&mut self, path: &str, value: usize, limit: &str, most: usize) {
         if value > most {
             self.fail(path, format!("is {value}"), format!("at most {limit}, which is {most}"));
         }
@@ -160,7 +161,18 @@ fn rooms(config: &Config, check: &mut Check) {
     check.range("rooms.dedupe_sampled", rooms.dedupe_sampled, 0..=10_000_000);
     check.range("rooms.max_keys", rooms.max_keys, 1..=1_000_000);
     check.range("rooms.state_bytes", rooms.state_bytes, 1_024..=1_024 * MIB);
+    for (path, name) in
+        [("rooms.enter_kind", &rooms.enter_kind), ("rooms.leave_kind", &rooms.leave_kind)]
+    {
+        let known = config.kinds.get(name);
+        if !name.is_empty() && known.is_none() {
+            check.fail(path, format!("is {name:?}"), "the name of a kind in [kinds], or nothing");
+        } else if known.is_some_and(|kind| kind.lane == LaneName::Important) {
+            check.fail(path, format!("is {name:?}"), "a kind of another lane than important");
+        }
+    }
     check.range("rooms.acks_per_second", rooms.acks_per_second, 1..=10_000_000);
+    check.range("rooms.pulls_per_second", rooms.pulls_per_second, 1..=10_000_000);
     check.range("rooms.carry_after_ms", rooms.carry_after_ms, 100..=60_000);
     check.range("rooms.carry_events", rooms.carry_events, 1..=100_000);
     check.range("rooms.resume_events", rooms.resume_events, 0..=1_000_000);
@@ -196,15 +208,7 @@ fn admission(config: &Config, check: &mut Check) {
     check.range("admission.hold_ms", admission.hold_ms, 10..=60_000);
 }
 
-fn delivery_and_ingress(config: &Config, check: &mut Check) {
-    let delivery = &config.delivery;
-    check.range("delivery.backlog_frames", delivery.backlog_frames, 1..=1_000_000);
-    check.range("delivery.backlog_bytes", delivery.backlog_bytes, 1_024..=1_024 * MIB);
-    check.range("delivery.drain_timeout_ms", delivery.drain_timeout_ms, 10..=HOUR_MS);
-    check.range("delivery.slice_us", delivery.slice_us, 50..=1_000_000);
-    let backlog = delivery.backlog_bytes;
-    check.at_most("rooms.frame_bytes", config.rooms.frame_bytes, "delivery.backlog_bytes", backlog);
-
+fn ingress(config: &Config, check: &mut Check) {
     let ingress = &config.ingress;
     check.range("ingress.max_body_bytes", ingress.max_body_bytes, 1_024..=256 * MIB);
     let per_request = ingress.max_events_per_request;

@@ -35,7 +35,9 @@
 //! to the latest of them ([`Caller::send`]), and work that has begun to the widest
 //! of the last half second ([`Caller::proceed`]), so that what was let in once is
 //! seen through. Half of the retry budget is kept for it as well
-//! ([`Caller::proceed_again`]).
+//! ([`Caller::proceed_again`]), and the last tenth of it for what even the narrowest
+//! level of the last half second admits: what a server asks for however full it is
+//! must not be lost because retries that were hardly worth it have used up the budget.
 //!
 //! One [`Caller`] belongs to one server. A server whose rooms live in several
 //! places may have several levels; [`LearnedLevel`] is one of them, and
@@ -56,6 +58,8 @@ const SHED_SPAN: f64 = 1.0;
 const STANDING: Duration = Duration::from_millis(500);
 /// Part of a full retry budget that first attempts leave to work that has begun.
 const RESERVED: f64 = 0.5;
+/// Part of it that only what every level of late admits may use.
+const RESERVED_FOR_SAFE: f64 = 0.1;
 /// Chance of being drawn, relative to what the allowed rate asks for: the bucket
 /// cuts what is too much, and with less than this it would not be used up.
 const PROBE_CHANCE: f64 = 2.0;
@@ -169,6 +173,8 @@ pub struct Caller {
     level: LearnedLevel,
     /// The widest of late.
     standing: LearnedLevel,
+    /// The narrowest of late.
+    narrowest: LearnedLevel,
     latest: Time,
     /// What would have been shed, and what was accepted: fading counts, which at a
     /// steady rate are rate times span.
@@ -195,6 +201,7 @@ impl Caller {
             settings,
             level: LearnedLevel { level: AdmissionLevel::OPEN, until: now },
             standing: LearnedLevel { level: AdmissionLevel::OPEN, until: now },
+            narrowest: LearnedLevel { level: AdmissionLevel::OPEN, until: now },
             latest: now,
             would_shed: 0.0,
             accepted: 0.0,
@@ -211,6 +218,9 @@ impl Caller {
         self.level = self.learned(level, ttl, now);
         if level >= self.standing.level || !self.standing.holds(self.latest) {
             self.standing = LearnedLevel::new(level, STANDING, self.latest);
+        }
+        if level <= self.narrowest.level || !self.narrowest.holds(self.latest) {
+            self.narrowest = LearnedLevel::new(level, STANDING, self.latest);
         }
     }
 
@@ -249,10 +259,10 @@ impl Caller {
         self.send_below(self.standing(now), priority, now, draw)
     }
 
-    /// Whether a further attempt at such a call may be sent now. The whole budget
-    /// is there for it.
+    /// Whether a further attempt at such a call may be sent now. Nearly the whole
+    /// budget is there for it.
     pub fn proceed_again(&mut self, priority: Priority, now: Time) -> bool {
-        self.again(self.standing(now), priority, 0.0, now)
+        self.again(self.standing(now), priority, RESERVED_FOR_SAFE, now)
     }
 
     /// What to do with a first attempt at `priority`. `draw` is any 64 random
@@ -298,7 +308,8 @@ impl Caller {
         self.again(level, priority, RESERVED, now)
     }
 
-    /// A retry that leaves the `reserved` part of a full budget alone.
+    /// A retry that leaves the `reserved` part of a full budget alone, unless every
+    /// level of late admits it.
     fn again(
         &mut self,
         level: AdmissionLevel,
@@ -311,6 +322,10 @@ impl Caller {
             self.stats.retries_shed += 1;
             return false;
         }
+        // An open level is no word on what matters: everybody retries at an onset.
+        let narrowest = self.narrowest.at(self.latest);
+        let safe = !narrowest.is_open() && narrowest.admits(priority);
+        let reserved = if safe { 0.0 } else { reserved };
         if self.retries < 1.0 + reserved * (self.retry_limit() - 1.0) {
             self.stats.retries_exhausted += 1;
             return false;

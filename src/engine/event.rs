@@ -10,6 +10,7 @@ use super::ids::{Epoch, ImportantNo, RoomId, Seq};
 use super::kind::Kind;
 use super::mark::Mark;
 use super::time::Time;
+use super::visitors::Users;
 
 /// Opaque content of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,6 +157,8 @@ pub struct Snapshot {
     pub important: ImportantNo,
     /// Viewers in the room.
     pub online: u32,
+    /// Different users that have been in it.
+    pub users: Users,
     /// The newest of every `latest` key, in order of kind name and key.
     pub state: Vec<Arc<Numbered>>,
     /// Running totals, in order of kind name, user and key.

@@ -73,6 +73,7 @@ pub(super) enum Use {
     SumByUserKey,
     LatestByKey,
     LatestByUserKey,
+    Visitor,
 }
 
 impl LevelKey {
@@ -105,6 +106,12 @@ impl LevelKey {
         hasher.write_u64(purpose as u64);
         hasher.write(text.as_bytes());
         hasher.finish()
+    }
+
+    /// A user's hash for counting different ones.
+    #[must_use]
+    pub fn visitor(&self, user: &str) -> u64 {
+        self.hash128(Use::Visitor, [user]) as u64
     }
 
     /// 128 bits of `parts` for one use: two inputs that differ have the same

@@ -50,6 +50,7 @@ use super::schedule::Ticks;
 use super::settings::{RoomSettings, Strain};
 use super::stats::RoomStats;
 use super::time::Time;
+use super::visitors::Visitors;
 pub use restore::Restored;
 pub use resume::{Position, Resumed};
 pub use staged::Offered;
@@ -71,6 +72,7 @@ pub struct Room {
     flushed: Numbers,
     going_out: bool,
     online: Online,
+    visitors: Visitors,
     last_activity: Time,
 
     sequenced_ids: Window,
@@ -144,6 +146,7 @@ impl Room {
             flushed: Numbers::default(),
             going_out: false,
             online: Online { now: 0, sent: 0, told_apart: false, changed: now, sent_at: None },
+            visitors: Visitors::default(),
             last_activity: now,
             sequenced_ids: Window::new(settings.dedupe_sequenced),
             sampled_ids: Window::new(settings.dedupe_sampled),
@@ -202,6 +205,11 @@ impl Room {
         self.online.now = viewers;
     }
 
+    /// A user has come, by [`LevelKey::visitor`].
+    pub fn visited(&mut self, hash: u64) {
+        self.visitors.add(hash);
+    }
+
     /// When [`flush`](Room::flush) has something to do; a time that is not in
     /// the future means at once. `None`: nothing to do, or a frame is still
     /// going out.
@@ -252,6 +260,7 @@ impl Room {
             seq: self.flushed.seq,
             important: self.flushed.important,
             online: self.online.now,
+            users: self.visitors.users(),
             state,
             totals,
         }
@@ -299,6 +308,7 @@ impl Room {
             + self.staged.memory_bytes()
             + self.pending.memory_bytes()
             + self.drops.memory_bytes()
+            + self.visitors.memory_bytes()
             + self.history.memory_bytes()
     }
 
@@ -313,6 +323,7 @@ impl Room {
             + Staged::memory_bound(settings.buffer_events)
             + Pending::memory_bound(settings)
             + Drops::memory_bound()
+            + Visitors::memory_bound()
             + History::memory_bound(settings)
     }
 

@@ -19,6 +19,9 @@ pub(super) const HEAD: usize = 12;
 /// Longest body, and so the most that a damaged length could make a reader read.
 pub(super) const MAX_BODY: usize = 64 << 20;
 
+/// The last byte of each body. Files are filled with zeros ahead, so a zero here
+/// says that a write did not come as far; no one flipped bit makes it one.
+const LAST: u8 = 0xa5;
 const COPY: usize = 64;
 const MAGIC: [u8; 8] = *b"tidelog\n";
 const SUFFIX: &str = ".tidelog";
@@ -159,6 +162,7 @@ pub(super) fn append(
     let offset = base + start as u64;
     out.extend_from_slice(&[0; HEAD]);
     body(out);
+    out.push(LAST);
     // Callers check sizes before: a record never comes near 4 GiB.
     let len = u32::try_from(out.len() - start - HEAD).unwrap_or(u32::MAX);
     let mark = place.mark(offset, len);
@@ -172,8 +176,13 @@ pub(super) fn append(
 /// What stands at an offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Look<'a> {
-    /// A whole record: its body.
-    Record(&'a [u8]),
+    /// A whole record.
+    Record {
+        /// Its body but for the last byte.
+        content: &'a [u8],
+        /// Its length, head included.
+        total: usize,
+    },
     /// A record's beginning; the rest is not there.
     Short,
     /// A record of this length, head included, whose body is damaged.
@@ -195,10 +204,23 @@ pub(super) fn look(bytes: &[u8], place: Place, offset: u64) -> Look<'_> {
     let Some(body) = bytes.get(HEAD..total) else {
         return Look::Short;
     };
-    if crc32c_append(mark, body) == u32_at(bytes, 8) {
-        Look::Record(body)
-    } else {
-        Look::BadBody(total)
+    match body.split_last() {
+        Some((&LAST, content)) if crc32c_append(mark, body) == u32_at(bytes, 8) => {
+            Look::Record { content, total }
+        }
+        _ => Look::BadBody(total),
+    }
+}
+
+/// Whether what stands at `at` is a write that was never finished: a record, or
+/// the beginning of its head, that ends where nothing but zeros follow.
+/// `written` is where those begin.
+pub(super) fn is_torn(look: Look<'_>, at: usize, written: usize) -> bool {
+    match look {
+        Look::Record { .. } => false,
+        Look::Short => true,
+        Look::BadBody(total) => at + total > written,
+        Look::BadHead => at + HEAD > written,
     }
 }
 
@@ -217,7 +239,7 @@ mod tests {
     #[test]
     fn a_record_is_valid_only_where_it_was_written() {
         let bytes = record(128, b"body");
-        assert_eq!(look(&bytes, PLACE, 128), Look::Record(b"body"));
+        assert_eq!(look(&bytes, PLACE, 128), Look::Record { content: b"body", total: 17 });
         for (place, offset) in
             [(PLACE, 129), (Place { segment: 4, ..PLACE }, 128), (Place { store: 8, ..PLACE }, 128)]
         {
@@ -237,6 +259,26 @@ mod tests {
         for len in 1..bytes.len() {
             assert_eq!(look(&bytes[..len], PLACE, 128), Look::Short, "{len} bytes");
         }
+    }
+
+    #[test]
+    fn a_record_before_zeros_is_torn_at_any_byte_and_never_by_a_flipped_bit() {
+        let bytes = record(128, b"body\0\0\0");
+        let torn = |bytes: &[u8]| {
+            let written = bytes.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
+            let mut ahead = bytes.to_vec();
+            ahead.resize(bytes.len() + 100, 0);
+            is_torn(look(&ahead, PLACE, 128), 0, written)
+        };
+        for len in 1..bytes.len() {
+            assert!(torn(&bytes[..len]), "{len} bytes");
+        }
+        for at in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[at / 8] ^= 1 << (at % 8);
+            assert!(!torn(&flipped), "bit {at}");
+        }
+        assert!(!torn(&bytes));
     }
 
     #[test]

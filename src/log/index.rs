@@ -203,6 +203,25 @@ impl Numbering {
         true
     }
 
+    /// Drops the oldest events as far as they are `gone`, and the holes between
+    /// them. One before an event that stays does stay: it may be a loss to tell
+    /// of. Says whether anything went.
+    fn expire(&mut self, tally: &mut Tally, gone: impl Fn(&Position) -> bool) -> bool {
+        let mut count = 0;
+        for (at, position) in self.positions.iter().enumerate() {
+            if position.len > 0 && !gone(position) {
+                break;
+            }
+            if position.len > 0 {
+                count = at + 1;
+            }
+        }
+        (0..count).for_each(|_| {
+            self.pop(tally);
+        });
+        count > 0
+    }
+
     fn clear(&mut self, tally: &mut Tally) {
         while self.pop(tally) {}
     }
@@ -280,15 +299,27 @@ impl Index {
         lost
     }
 
-    /// Takes over what a record says of where a room stands. Returns how many
-    /// events before its last number should be there and are not.
-    pub(super) fn stand(&mut self, room: &RoomId, stand: &Stand) -> u64 {
+    /// Takes over what a record says of where a room stands. Returns the ranges
+    /// of events that should be there and are not.
+    pub(super) fn stand(&mut self, room: &RoomId, stand: &Stand) -> Vec<(u64, u64)> {
+        let mut lost = Vec::new();
         let before = ImportantNo(stand.first.0.saturating_sub(1));
         let numbering = open(&mut self.rooms, room, stand.epoch, before);
         if numbering.last < before {
             numbering.align(before, LOST, &mut self.tally);
         }
-        let lost = numbering.align(stand.last, LOST, &mut self.tally);
+        let missing = numbering.align(stand.last, LOST, &mut self.tally);
+        if missing > 0 {
+            lost.push((stand.last.0 - missing + 1, stand.last.0));
+        }
+        // It begins later than it should: its first known record came after a loss.
+        let first = numbering.first();
+        if stand.first.0 < first && stand.first.0 > 0 {
+            lost.push((stand.first.0, first - 1));
+            if first - stand.first.0 <= LONGEST_HOLE {
+                (stand.first.0..first).for_each(|_| numbering.positions.push_front(LOST));
+            }
+        }
         numbering.used = stand.used;
         numbering.last_used = stand.last_used;
         while numbering.first() < stand.first.0 && numbering.pop(&mut self.tally) {}
@@ -326,11 +357,9 @@ impl Index {
             let newest = all.last().map(|numbering| numbering.epoch);
             all.retain_mut(|numbering| {
                 let forgotten = numbering.last_used < oldest;
-                while let Some(front) = numbering.positions.front() {
-                    if !forgotten && front.len > 0 && !front.older_than(oldest) {
-                        break;
-                    }
-                    numbering.pop(tally);
+                if forgotten {
+                    numbering.clear(tally);
+                } else if numbering.expire(tally, |position| position.older_than(oldest)) {
                     moved.insert(room.clone());
                 }
                 // Older numberings are there for their events alone.
@@ -357,8 +386,7 @@ impl Index {
         let Self { rooms, tally, moved } = self;
         for (room, all) in rooms {
             for numbering in all {
-                while numbering.positions.front().is_some_and(|front| front.segment <= oldest) {
-                    numbering.pop(tally);
+                if numbering.expire(tally, |position| position.segment <= oldest) {
                     moved.insert(room.clone());
                 }
             }

@@ -147,8 +147,8 @@ impl Layout {
             let records = preamble.get(RECORDS_AT as usize..).filter(|records| !records.is_empty());
             let (Some(records), Some(store)) = (records, self.store) else { continue };
             let place = Place { store, segment: found.number };
-            if let Look::Record(body) = look(records, place, RECORDS_AT)
-                && let Some(Record::Segments(listed)) = Record::decode_list(body)
+            if let Look::Record { content, .. } = look(records, place, RECORDS_AT)
+                && let Some(Record::Segments(listed)) = Record::decode_list(content)
             {
                 found.listed = Some(listed);
             }

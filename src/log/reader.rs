@@ -75,7 +75,7 @@ impl Reader {
         let read = read_full(file.as_ref(), &mut bytes, position.offset.into()).ok()?;
         let place = Place { store: self.store, segment: position.segment };
         match look(bytes.get(..read).filter(|b| !b.is_empty())?, place, position.offset.into()) {
-            Look::Record(body) => match Record::decode(body, self.kinds.as_ref()) {
+            Look::Record { content, .. } => match Record::decode(content, self.kinds.as_ref()) {
                 Some(Record::Event(stored)) => Some(stored),
                 _ => None,
             },

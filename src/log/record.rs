@@ -179,8 +179,8 @@ pub(super) fn put_event(out: &mut Vec<u8>, room: &RoomId, numbers: &Numbers, eve
 
 /// Bytes that a record of this event occupies at most, head included.
 pub(super) fn event_bound(room: &RoomId, event: &Event) -> usize {
-    // Fourteen varints of ten bytes, the flags, the type and the head.
-    const REST: usize = 14 * 10 + 2 + super::format::HEAD;
+    // Fourteen varints of ten bytes, the flags, the type, the last byte and the head.
+    const REST: usize = 14 * 10 + 3 + super::format::HEAD;
     REST + room.as_str().len()
         + event.kind.name.len()
         + event.id.len()
@@ -191,7 +191,7 @@ pub(super) fn event_bound(room: &RoomId, event: &Event) -> usize {
 
 /// Bytes that a numbering's record occupies at most, head included.
 pub(super) fn numbering_bound(room: &RoomId) -> usize {
-    6 * 10 + 1 + super::format::HEAD + room.as_str().len()
+    7 * 10 + 2 + super::format::HEAD + room.as_str().len()
 }
 
 /// Reads a body field by field; nothing where it ends too soon.

@@ -15,7 +15,7 @@ use crate::engine::ids::{Epoch, ImportantNo, RoomId, Seq};
 use crate::engine::time::Time;
 
 use super::disk::{Disk, read_full};
-use super::format::{HEAD, Look, Place, RECORDS_AT, look};
+use super::format::{Look, Place, RECORDS_AT, is_torn, look};
 use super::index::{Arrival, Index, Segment};
 use super::layout::{Found, Layout, LayoutError};
 use super::record::{KindOf, Record, Stand, Stored};
@@ -88,8 +88,8 @@ pub(super) fn restore(
 }
 
 /// What a room will have in memory.
+#[derive(Default)]
 struct Memory {
-    epoch: Epoch,
     /// Id, its number, its important number, when.
     ids: VecDeque<(Arc<str>, Seq, ImportantNo, Time)>,
     tail: VecDeque<Arc<Numbered>>,
@@ -97,10 +97,6 @@ struct Memory {
 }
 
 impl Memory {
-    fn new(epoch: Epoch) -> Self {
-        Self { epoch, ids: VecDeque::new(), tail: VecDeque::new(), tail_bytes: 0 }
-    }
-
     fn forget_tail(&mut self) {
         self.tail.clear();
         self.tail_bytes = 0;
@@ -140,7 +136,7 @@ struct Scan<'a> {
     stretches: u32,
     /// How many of them were behind when a numbering was last spoken for.
     confirmed: HashMap<(RoomId, Epoch), u32>,
-    memories: HashMap<RoomId, Memory>,
+    memories: HashMap<(RoomId, Epoch), Memory>,
     removed: BTreeSet<u32>,
 }
 
@@ -195,13 +191,24 @@ impl Scan<'_> {
             }
             return bytes.len() as u64;
         }
-        while at < bytes.len() {
+        let mut good = at;
+        // Zeros that were written ahead; no record ends with one.
+        let written = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+        let end = if may_be_torn { written } else { bytes.len() };
+        while at < end {
             let offset = at as u64;
-            at += match look(&bytes[at..], place, offset) {
-                Look::Record(body) => {
-                    let total = HEAD + body.len();
-                    match Record::decode(body, self.kinds.as_ref()) {
-                        Some(record) => self.record(record, place.segment, offset, total),
+            let found = look(&bytes[at..], place, offset);
+            if may_be_torn && is_torn(found, at, written) {
+                self.report.cut_tail_bytes += (written - at) as u64;
+                return good as u64;
+            }
+            at += match found {
+                Look::Record { content, total } => {
+                    match Record::decode(content, self.kinds.as_ref()) {
+                        Some(record) => {
+                            self.record(record, place.segment, offset, total);
+                            good = at + total;
+                        }
                         None => {
                             let what = DamageKind::Content;
                             self.damage(place.segment, offset, total as u64, what);
@@ -213,19 +220,16 @@ impl Scan<'_> {
                     self.damage(place.segment, offset, total as u64, DamageKind::Record);
                     total
                 }
-                Look::Short if may_be_torn => {
-                    self.report.cut_tail_bytes += (bytes.len() - at) as u64;
-                    return offset;
-                }
                 Look::Short | Look::BadHead => {
-                    let skipped = resynchronise(&bytes[at..], place, offset);
+                    let skipped = resynchronise(&bytes[at..end], place, offset);
                     let what = DamageKind::Bytes;
                     self.damage(place.segment, offset, skipped as u64, what);
                     skipped
                 }
             };
         }
-        at as u64
+        // Damage at the very end is told once and then cut off.
+        if may_be_torn { good as u64 } else { at as u64 }
     }
 
     fn record(&mut self, record: Record, segment: u32, offset: u64, total: usize) {
@@ -236,11 +240,13 @@ impl Scan<'_> {
             Record::Removed(segments) => self.removed.extend(segments),
             Record::Numbering(room, stand) => {
                 let lost = self.index.stand(&room, &stand);
-                self.note_lost(&room, stand.epoch, stand.last, lost);
                 let memory = self.memory(&room, stand.epoch);
                 memory.cut(stand.last);
-                if lost > 0 {
+                if lost.iter().any(|&(_, to)| to == stand.last.0) {
                     memory.forget_tail();
+                }
+                for (from, to) in lost {
+                    self.note_lost(&room, stand.epoch, from, to);
                 }
                 self.confirmed.insert((room, stand.epoch), self.stretches);
             }
@@ -257,7 +263,10 @@ impl Scan<'_> {
                     offset,
                     len: u32::try_from(total).unwrap_or(u32::MAX),
                 });
-                self.note_lost(&stored.room, stored.epoch, stored.previous, lost);
+                if lost > 0 {
+                    let to = stored.previous.0;
+                    self.note_lost(&stored.room, stored.epoch, to - lost + 1, to);
+                }
                 self.confirmed.insert((stored.room.clone(), stored.epoch), self.stretches);
                 let settings = self.settings;
                 let memory = self.memory(&stored.room, stored.epoch);
@@ -270,19 +279,13 @@ impl Scan<'_> {
         }
     }
 
-    fn note_lost(&mut self, room: &RoomId, epoch: Epoch, to: ImportantNo, count: u64) {
-        if count > 0 {
-            let from = ImportantNo(to.0 - count + 1);
-            self.report.lost.push(Lost { room: room.clone(), epoch, from, to });
-        }
+    fn note_lost(&mut self, room: &RoomId, epoch: Epoch, from: u64, to: u64) {
+        let (room, from, to) = (room.clone(), ImportantNo(from), ImportantNo(to));
+        self.report.lost.push(Lost { room, epoch, from, to });
     }
 
     fn memory(&mut self, room: &RoomId, epoch: Epoch) -> &mut Memory {
-        let memory = self.memories.entry(room.clone()).or_insert_with(|| Memory::new(epoch));
-        if memory.epoch != epoch {
-            *memory = Memory::new(epoch);
-        }
-        memory
+        self.memories.entry((room.clone(), epoch)).or_default()
     }
 
     /// Segments whose removal was noted and not finished, and which hold
@@ -321,7 +324,6 @@ impl Scan<'_> {
                 last_used: stand.last_used,
             };
             self.index.stand(&room, &new);
-            self.memories.remove(&room);
             let (former, important) = (stand.epoch, stand.last);
             self.report.renumbered.push(Renumbered { room, former, important, epoch });
         }
@@ -340,8 +342,8 @@ impl Scan<'_> {
             .newest()
             .map(|(room, newest, older)| {
                 let Stand { epoch, used, first, last, last_used } = newest.stand();
-                let memory = memories.remove(room).filter(|memory| memory.epoch == epoch);
-                let Memory { ids, tail, .. } = memory.unwrap_or_else(|| Memory::new(epoch));
+                let memory = memories.remove(&(room.clone(), epoch));
+                let Memory { ids, tail, .. } = memory.unwrap_or_default();
                 let ids = ids.into_iter().filter(|&(_, _, _, received)| received >= oldest);
                 RestoredRoom {
                     room: room.clone(),
@@ -362,7 +364,9 @@ impl Scan<'_> {
 /// How many bytes to skip to the next valid record.
 fn resynchronise(bytes: &[u8], place: Place, offset: u64) -> usize {
     (1..bytes.len())
-        .find(|&skip| matches!(look(&bytes[skip..], place, offset + skip as u64), Look::Record(_)))
+        .find(|&skip| {
+            matches!(look(&bytes[skip..], place, offset + skip as u64), Look::Record { .. })
+        })
         .unwrap_or(bytes.len())
 }
 

@@ -40,6 +40,10 @@ pub struct LogSettings {
     /// A segment that would grow past this, its checkpoint not counted, is
     /// followed by a new one. 1 KiB to 1 GiB.
     pub segment_bytes: u64,
+    /// Zeros written ahead of the records, so that most syncs need not change
+    /// the file's length: on ext4 such a sync takes a fraction of the time (see
+    /// docs/log.md). 0: none.
+    pub ahead_bytes: usize,
     /// Written and synced together at most.
     pub group_bytes: usize,
     /// What is kept.
@@ -48,6 +52,10 @@ pub struct LogSettings {
     pub queue_bytes: usize,
     /// Reads waiting for the reader; what exceeds them is refused (`Queue`).
     pub read_queue: usize,
+    /// After a failure, a new segment is tried at once, after this pause,
+    pub first_pause: Duration,
+    /// and after doubling ones up to this.
+    pub longest_pause: Duration,
     /// Ids restored per room at most, the newest.
     pub ids_per_room: usize,
     /// Events restored into memory per room at most, the newest.
@@ -63,10 +71,13 @@ impl LogSettings {
         Self {
             directory: directory.into(),
             segment_bytes: 64 << 20,
+            ahead_bytes: 1 << 20,
             group_bytes: 4 << 20,
             retention: Retention::default(),
             queue_bytes: 64 << 20,
             read_queue: 4_096,
+            first_pause: Duration::from_millis(100),
+            longest_pause: Duration::from_secs(5),
             ids_per_room: 10_000,
             tail_events: 256,
             tail_bytes: 1 << 20,

@@ -28,8 +28,6 @@ use super::record::{Numbers, put_event, put_numbering, put_removed, put_segments
 use super::settings::LogSettings;
 use super::{Entry, LogFailure, Logged, Shared, Ticker};
 
-/// First and longest pause between attempts to begin a segment.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// How often retention by age is applied. It is about hours.
 const SWEEP: Duration = Duration::from_secs(10);
 
@@ -41,6 +39,8 @@ struct Current {
     body: u64,
     /// Where what is synced ends.
     end: u64,
+    /// Up to where zeros were written ahead.
+    ahead: u64,
 }
 
 pub(super) struct Writer {
@@ -100,7 +100,7 @@ impl Writer {
         store: u64,
     ) -> Self {
         let now = ticker.now();
-        let schedule = Schedule { pause: PAUSES.0, attempt: now, sweep: now + SWEEP };
+        let schedule = Schedule { pause: settings.first_pause, attempt: now, sweep: now + SWEEP };
         Self {
             disk,
             settings,
@@ -145,7 +145,7 @@ impl Writer {
             match self.shared.queue.take(self.settings.group_bytes, due.since(now)) {
                 Taken::Group(group) => self.commit(group),
                 Taken::Nothing => {}
-                Taken::Closed => return,
+                Taken::Closed => return self.leave(),
             }
             let now = self.ticker.now();
             if self.current.is_none() && now >= self.schedule.attempt {
@@ -164,7 +164,7 @@ impl Writer {
                 let now = self.ticker.now();
                 self.shared.queue.still_failing(reason(&error, LogFailure::Write), now);
                 self.schedule.attempt = now + self.schedule.pause;
-                self.schedule.pause = (self.schedule.pause * 2).min(PAUSES.1);
+                self.schedule.pause = (self.schedule.pause * 2).min(self.settings.longest_pause);
             }
         }
     }
@@ -183,8 +183,9 @@ impl Writer {
             let mut index = self.shared.index();
             index.retain(now, &self.settings.retention, None);
             if matches!(self.shared.queue.state(), super::LogState::Failing { .. }) {
-                // Room for it may be what is missing. The new segment will not list them.
-                let dead = index.dead(now, None);
+                // Room for it may be what is missing. The new segment will not list
+                // them. The last one stays: its checkpoint is the only one that holds.
+                let dead = index.dead(now, self.previous.map(|(number, _)| number));
                 self.remove(&mut index, &dead);
             }
             let _ = index.take_moved();
@@ -210,9 +211,9 @@ impl Writer {
         let segment = Segment { end, live: 0, keep_until: Time::default() };
         index.tally.segments.insert(number, segment);
         drop(index);
-        self.current = Some(Current { number, file, body: end, end });
+        self.current = Some(Current { number, file, body: end, end, ahead: end });
         self.previous = Some((number, end));
-        self.schedule.pause = PAUSES.0;
+        self.schedule.pause = self.settings.first_pause;
         // What the limit on the whole store has just given up can go.
         self.schedule.sweep = now;
         let mut stats = self.shared.stats();
@@ -237,7 +238,7 @@ impl Writer {
                 && current.end - current.body + bytes > self.settings.segment_bytes
         };
         if self.current.as_ref().is_some_and(full) {
-            self.current = None;
+            self.leave();
             if let Err(error) = self.begin() {
                 return self.fail(reason(&error, LogFailure::Write), group);
             }
@@ -326,15 +327,42 @@ impl Writer {
         let current = self.current.as_ref().ok_or(LogFailure::Write)?;
         write_all(current.file.as_ref(), &self.buffer, current.end)
             .map_err(|error| reason(&error, LogFailure::Write))?;
+        let end = current.end + self.buffer.len() as u64;
+        let ahead = current.ahead.max(if end > current.ahead {
+            self.fill(current.file.as_ref(), end)
+        } else {
+            end
+        });
         self.sync(current.file.as_ref()).map_err(|error| reason(&error, LogFailure::Sync))?;
         let Some(current) = &mut self.current else { return Ok(()) };
-        current.end += self.buffer.len() as u64;
+        (current.end, current.ahead) = (end, ahead);
         self.previous = Some((current.number, current.end));
         if let Some(segment) = self.shared.index().tally.segments.get_mut(&current.number) {
             segment.end = current.end;
         }
         self.shared.stats().written_bytes += self.buffer.len() as u64;
         Ok(())
+    }
+
+    /// Writes zeros ahead, as far as the disk takes them, and says to where.
+    fn fill(&self, file: &dyn DiskFile, end: u64) -> u64 {
+        // A group this large pays for its own change of length.
+        if self.buffer.len() >= self.settings.ahead_bytes / 4 {
+            return end;
+        }
+        let zeros = vec![0; self.settings.ahead_bytes];
+        match write_all(file, &zeros, end) {
+            Ok(()) => end + zeros.len() as u64,
+            Err(_) => end,
+        }
+    }
+
+    /// Nothing more is written to the current segment: it gives back what was
+    /// filled ahead. Its end is known from elsewhere too.
+    fn leave(&mut self) {
+        if let Some(current) = self.current.take() {
+            let _ = current.file.truncate(current.end);
+        }
     }
 
     fn apply(&self, staged: &Staged) {
@@ -365,10 +393,7 @@ impl Writer {
     /// Gives up the segment and answers the group and all that waits.
     fn fail(&mut self, failure: LogFailure, group: Vec<Waiting>) {
         let now = self.ticker.now();
-        if let Some(current) = self.current.take() {
-            // Only to free the space: the next header says where it ends.
-            let _ = current.file.truncate(current.end);
-        }
+        self.leave();
         let waiting = self.shared.queue.fail(failure, now);
         {
             let mut stats = self.shared.stats();

@@ -2,8 +2,8 @@
 //! the rows, and the writing of bytes to one of them.
 //!
 //! An idle viewer owns a row, a descriptor and nothing else: reading uses the
-//! shard's one scratch buffer, and a backlog exists only while the socket takes
-//! no more.
+//! shard's one scratch buffer, and what a slow viewer needs exists only until it
+//! has kept up for a while.
 //!
 //! Whoever closes a connection first, the socket lingers until the peer's end
 //! is read (or [`LINGER`] has passed): closing at once with unread input would
@@ -18,8 +18,10 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::pending::Pending;
+use super::rebase::{Located, Rebases};
 use super::stats::ShardStats;
-use crate::engine::delivery::{Cut, Limits, Push};
+use crate::engine::delivery::{Ask, Cut, LadderSettings, Rung, Verdict};
+use crate::engine::ids::RoomId;
 use crate::engine::time::Time;
 use crate::wire::close::CloseReason;
 use crate::wire::shared::{SharedFrame, ViewerFrame};
@@ -111,28 +113,42 @@ pub struct Connections {
     streams: Vec<Option<TcpStream>>,
     rows: Vec<Row>,
     free: Vec<u32>,
-    limits: Limits,
+    ladder: LadderSettings,
     started: Time,
-    /// Rows whose rooms must hear that they have a backlog, or have none any more.
+    /// Rows whose rooms must hear that they are slow, or are not any more.
     pub changed_backlog: Vec<u32>,
+    /// Slow rows with a question for a room's home, or another deadline.
+    pub attention: Vec<u32>,
     /// Connections that ended and whose row must be cleaned up by the shard.
     pub ended: Vec<(ViewerKey, CloseReason)>,
-    backlogged: u32,
+}
+
+/// Where the slow viewers of a shard stand.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SlowTotals {
+    /// Viewers with something that waits.
+    pub viewers: u64,
+    /// Frames and messages.
+    pub frames: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Viewers on each rung but the first.
+    pub rungs: [u64; Rung::COUNT],
 }
 
 impl Connections {
     /// None yet.
     #[must_use]
-    pub fn new(limits: Limits, started: Time) -> Self {
+    pub fn new(ladder: LadderSettings, started: Time) -> Self {
         Self {
             streams: Vec::new(),
             rows: Vec::new(),
             free: Vec::new(),
-            limits,
+            ladder,
             started,
             changed_backlog: Vec::new(),
+            attention: Vec::new(),
             ended: Vec::new(),
-            backlogged: 0,
         }
     }
 
@@ -183,17 +199,18 @@ impl Connections {
         self.len() == 0
     }
 
-    /// Viewers with a backlog.
+    /// What waits for slow viewers, and how many they are.
     #[must_use]
-    pub fn backlogged(&self) -> u32 {
-        self.backlogged
-    }
-
-    /// Frames and bytes in all backlogs.
-    #[must_use]
-    pub fn backlog_totals(&self) -> (usize, usize) {
-        let pending = self.rows.iter().filter_map(|row| row.pending.as_ref());
-        pending.fold((0, 0), |(n, b), p| (n + p.backlog.len(), b + p.backlog.bytes()))
+    pub fn slow_totals(&self) -> SlowTotals {
+        let mut totals = SlowTotals::default();
+        for pending in self.rows.iter().filter_map(|row| row.pending.as_ref()) {
+            let delivery = &pending.delivery;
+            totals.viewers += u64::from(!delivery.is_empty());
+            totals.frames += delivery.len() as u64;
+            totals.bytes += delivery.bytes() as u64;
+            totals.rungs[delivery.rung().index()] += u64::from(delivery.rung() != Rung::Full);
+        }
+        totals
     }
 
     /// The row behind a key, unless that viewer is gone.
@@ -282,9 +299,9 @@ impl Connections {
         let row = &mut self.rows[key.index as usize];
         row.last_sent = second;
         if let Some(pending) = &mut row.pending {
-            pending.backlog.push_fixed(bytes, false);
-            self.check_fixed(key, stats);
-            return;
+            pending.delivery.fixed(bytes, false);
+            self.write_if_open(key.index, stats, now);
+            return self.check_fixed(key, stats);
         }
         let written = match self.write_frame(key.index, &bytes) {
             Ok(written) => written,
@@ -295,16 +312,16 @@ impl Connections {
         stats.socket_bytes += written as u64;
         if written < bytes.len() {
             let begun = written > 0;
-            self.pending(key.index, now).backlog.push_fixed(bytes.slice(written..), begun);
+            self.pending(key.index, now).delivery.fixed(bytes.slice(written..), begun);
         }
     }
 
     /// A viewer that asks without reading the answers is slow like any other:
-    /// replies have no rung to be thinned by, so past twice the bound it goes.
+    /// answers have no rung to be cut by, so past twice the last bound it goes.
     fn check_fixed(&mut self, key: ViewerKey, stats: &mut ShardStats) {
-        let limit = self.limits.bytes.saturating_mul(2);
+        let limit = self.ladder.last().bytes.saturating_mul(2);
         let row = &self.rows[key.index as usize];
-        let over = row.pending.as_ref().is_some_and(|p| p.backlog.bytes() > limit);
+        let over = row.pending.as_ref().is_some_and(|p| p.delivery.fixed_bytes() > limit);
         if over && row.phase == Phase::Open {
             stats.slow_overruns += 1;
             self.end(key, CloseReason::Slow);
@@ -316,10 +333,10 @@ impl Connections {
         let format = self.rows[index as usize].format;
         let rest = shared.bytes(format, Cut::Full).slice(sent..);
         let frame = ViewerFrame { frame: Arc::clone(shared), format };
-        self.pending(index, now).backlog.push_begun(frame, rest);
+        self.pending(index, now).delivery.begun(frame, rest, now);
     }
 
-    /// A frame for a viewer whose socket takes no more.
+    /// A frame for a viewer that is slow, or whose socket takes no more.
     pub fn queue_frame(
         &mut self,
         index: u32,
@@ -328,62 +345,133 @@ impl Connections {
         now: Time,
     ) {
         let format = self.rows[index as usize].format;
-        let generation = self.rows[index as usize].generation;
+        let ladder = self.ladder;
+        let frame = ViewerFrame { frame: Arc::clone(shared), format };
         let pending = self.pending(index, now);
-        match pending.backlog.push(ViewerFrame { frame: Arc::clone(shared), format }) {
-            Push::Queued => {}
-            Push::Thinned(_) => pending.note_losses(stats),
-            Push::Overrun => {
-                pending.note_losses(stats);
-                stats.slow_overruns += 1;
-                self.end(ViewerKey { index, generation }, CloseReason::Slow);
-            }
-        }
+        pending.delivery.frame(frame, &ladder, &mut stats.delivery, now);
+        self.write_if_open(index, stats, now);
     }
 
     fn pending(&mut self, index: u32, now: Time) -> &mut Pending {
         let row = &mut self.rows[index as usize];
         if row.pending.is_none() {
-            self.backlogged += 1;
             self.changed_backlog.push(index);
         }
-        row.pending.get_or_insert_with(|| Box::new(Pending::new(self.limits, now)))
+        row.pending.get_or_insert_with(|| Box::new(Pending::new(now)))
     }
 
-    /// The socket takes bytes again: one vectored write for all that waits,
-    /// repeated until it is empty or blocks.
+    /// The socket takes bytes again: everything that waits goes, until it blocks.
     pub fn flush(&mut self, key: ViewerKey, stats: &mut ShardStats, now: Time) {
-        let Some(row) = self.rows.get_mut(key.index as usize) else { return };
-        if row.generation != key.generation {
+        let row = self.rows.get(key.index as usize);
+        if row.is_some_and(|row| row.generation == key.generation) {
+            self.write_out(key.index, stats, now);
+        }
+    }
+
+    fn write_if_open(&mut self, index: u32, stats: &mut ShardStats, now: Time) {
+        let pending = self.rows[index as usize].pending.as_ref();
+        if pending.is_some_and(|pending| pending.delivery.is_open()) {
+            self.write_out(index, stats, now);
+        }
+    }
+
+    fn write_out(&mut self, index: u32, stats: &mut ShardStats, now: Time) {
+        let row = &mut self.rows[index as usize];
+        let Some(pending) = &mut row.pending else { return };
+        let Some(stream) = &self.streams[index as usize] else { return };
+        if pending.write_out(stream, row.format, &self.ladder, stats, now).is_err() {
+            let key = ViewerKey { index, generation: row.generation };
+            return self.end(key, CloseReason::Broken);
+        }
+        if row.phase == Phase::Closing {
+            if pending.delivery.is_empty() {
+                row.pending = None;
+                // Whether or not this works, the linger timer ends it.
+                let _ = stream.shutdown(Shutdown::Write);
+            }
             return;
         }
+        self.attend(index);
+    }
+
+    /// Frees a row of what it no longer needs, or has the shard look at it.
+    fn attend(&mut self, index: u32) {
+        let row = &mut self.rows[index as usize];
         let Some(pending) = &mut row.pending else { return };
-        let Some(stream) = &self.streams[key.index as usize] else { return };
-        match pending.write_out(stream, row.format, stats, now) {
-            Ok(true) => {
-                row.pending = None;
-                self.backlogged -= 1;
-                self.changed_backlog.push(key.index);
-                if row.phase == Phase::Closing {
-                    // Whether or not this works, the linger timer ends it.
-                    let _ = stream.shutdown(Shutdown::Write);
-                }
-            }
-            Ok(false) => {}
-            Err(_) => self.end(key, CloseReason::Broken),
+        if pending.delivery.is_over() {
+            row.pending = None;
+            self.changed_backlog.push(index);
+            return;
+        }
+        let deadline = pending.delivery.deadline(&self.ladder);
+        let earlier = deadline.is_some_and(|at| pending.scheduled.is_none_or(|then| at < then));
+        if pending.delivery.is_open() || earlier {
+            self.attention.push(index);
         }
     }
 
-    /// Whether a viewer has a backlog.
+    /// A question that a slow viewer has for a room's home.
+    pub fn poll_ask(&mut self, index: u32, now: Time) -> Option<Ask> {
+        let pending = self.rows[index as usize].pending.as_mut()?;
+        pending.delivery.poll_ask(&self.ladder, now)
+    }
+
+    /// When a slow viewer must be looked at; it is, then.
+    pub fn deadline(&mut self, index: u32) -> Option<Time> {
+        let pending = self.rows[index as usize].pending.as_mut()?;
+        pending.scheduled = pending.delivery.deadline(&self.ladder);
+        pending.scheduled
+    }
+
+    /// Takes a slow viewer up or down its ladder as time has it. Returns whether
+    /// there is any use in going on with it.
+    pub fn tick(&mut self, index: u32, stats: &mut ShardStats, now: Time) -> bool {
+        let Some(pending) = &mut self.rows[index as usize].pending else { return true };
+        pending.delivery.tick(&self.ladder, &mut stats.delivery, now);
+        if pending.delivery.verdict(&self.ladder, now) == Verdict::GiveUp {
+            stats.slow_overruns += 1;
+            return false;
+        }
+        self.write_if_open(index, stats, now);
+        self.attend(index);
+        true
+    }
+
+    /// Gives a slow viewer what its room's home answered.
+    pub fn answer(
+        &mut self,
+        position: &Located,
+        rebases: &mut Rebases,
+        stats: &mut ShardStats,
+        now: Time,
+    ) {
+        let piece = self.ladder.bounds[0].bytes;
+        let index = position.viewer.index;
+        let Some(row) = self.get(position.viewer) else { return };
+        let format = row.format;
+        let Some(pending) = &mut row.pending else { return };
+        rebases.apply(position, &mut pending.delivery, format, piece, stats, now);
+        self.write_if_open(index, stats, now);
+        self.attention.push(index);
+    }
+
+    /// A viewer has left a room.
+    pub fn forget_room(
+        &mut self,
+        key: ViewerKey,
+        room: &RoomId,
+        stats: &mut ShardStats,
+        now: Time,
+    ) {
+        if let Some(pending) = self.get(key).and_then(|row| row.pending.as_mut()) {
+            pending.delivery.forget(room, &mut stats.delivery, now);
+        }
+    }
+
+    /// Whether a viewer is slow, or was lately.
     #[must_use]
     pub fn has_backlog(&self, index: u32) -> bool {
         self.rows[index as usize].pending.is_some()
-    }
-
-    /// When a viewer with a backlog last took bytes.
-    #[must_use]
-    pub fn backlog_progress(&self, index: u32) -> Option<Time> {
-        self.rows[index as usize].pending.as_ref().map(|p| p.progress)
     }
 
     /// Notes that a connection ends; the shard takes it out of its rooms and
@@ -412,7 +500,8 @@ impl Connections {
         if !farewell.is_empty() {
             self.send_bytes(key, farewell, stats, now);
         }
-        if !self.has_backlog(key.index)
+        let waits = self.rows[key.index as usize].pending.as_ref();
+        if waits.is_none_or(|pending| pending.delivery.is_empty())
             && let Some(stream) = self.stream(key.index)
         {
             // Whether or not this works, the linger timer ends it.
@@ -424,7 +513,7 @@ impl Connections {
     /// being closed.
     pub fn release(&mut self, key: ViewerKey) {
         let Some(row) = self.get(key) else { return };
-        let had_backlog = row.pending.take().is_some();
+        row.pending = None;
         row.phase = Phase::Free;
         row.generation = row.generation.wrapping_add(1);
         row.user = None;
@@ -432,7 +521,6 @@ impl Connections {
         row.due = 0;
         debug_assert!(row.memberships.is_empty(), "a released viewer is in no room");
         row.memberships = SmallVec::new();
-        self.backlogged -= u32::from(had_backlog);
         self.streams[key.index as usize] = None;
         self.free.push(key.index);
     }

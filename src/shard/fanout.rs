@@ -34,8 +34,8 @@ const CLOCK_EVERY: usize = 32;
 #[derive(Debug, Default)]
 pub struct Fanout {
     turns: VecDeque<u32>,
-    /// Jobs that are done, of frames with events that are followed.
-    pub marked: Vec<Job>,
+    /// Jobs that are done, and when, of frames with events that are followed.
+    pub marked: Vec<(Job, Time)>,
 }
 
 /// Rooms whose frame has gone to everyone on this shard.
@@ -73,7 +73,7 @@ impl Fanout {
                 if let Some(job) = room.finish_job(index, viewers) {
                     stats.frame_fanout.observe(now.since(job.started), 1);
                     if job.frame.is_marked() {
-                        self.marked.push(job);
+                        self.marked.push((job, now));
                     }
                 }
                 finished.push(index);

@@ -6,7 +6,9 @@
 //! fan-out takes longer than the interval.
 
 mod durable;
+mod presence;
 mod read;
+mod reconcile;
 mod resume;
 mod traces;
 
@@ -15,6 +17,7 @@ use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::presence::Announce;
 use super::intake::{Intake, IntakeSettings};
 use super::peers::{Answered, Message, Origin, Path};
 use super::stats::ShardStats;
@@ -61,6 +64,10 @@ pub struct HomeSettings {
     pub resume_events: usize,
     /// Acknowledgements that viewers are asked for, over all rooms.
     pub acks_per_second: u32,
+    /// Kinds of the events that tell of users who came and left.
+    pub announce: Announce,
+    /// Pulls answered, over all rooms.
+    pub pulls_per_second: u32,
     /// The numbering of a room that the log knows is kept for this.
     pub retention: Duration,
     /// A room without viewers and events is forgotten after this.
@@ -80,7 +87,10 @@ struct HomeRoom {
     scheduled: Option<Time>,
     snapshot: Option<(Time, Arc<SharedSnapshot>)>,
     entrances: Vec<resume::Cached>,
+    pulled: Vec<read::Pulled>,
     dirty: bool,
+    /// When the log was last told that the room is alive.
+    logged_at: Time,
     /// Publishers whose events are being logged.
     waiters: Vec<durable::Waiter>,
 }
@@ -108,6 +118,10 @@ pub struct Homes {
     shard: ShardId,
     durable: Option<durable::Durable>,
     acks: Budget,
+    pulls: read::Pulls,
+    digests: reconcile::Digests,
+    /// Events of its own that it has made.
+    announced: u64,
     /// Notes the steps of events that are followed.
     pub tracer: Option<Box<Recorder>>,
 }
@@ -116,7 +130,7 @@ impl Homes {
     /// No rooms yet.
     #[must_use]
     pub fn new(shard: ShardId, settings: HomeSettings, now: Time) -> Self {
-        let acks_per_second = settings.acks_per_second;
+        let HomeSettings { acks_per_second, pulls_per_second, .. } = settings;
         Self {
             level_key: LevelKey::from_seed(settings.seed),
             intake: Intake::new(settings.intake.clone(), now),
@@ -130,6 +144,9 @@ impl Homes {
             shard,
             durable: None,
             acks: Budget::new(acks_per_second, now),
+            pulls: read::Pulls::new(pulls_per_second, now),
+            digests: reconcile::Digests::new(now),
+            announced: 0,
             tracer: None,
         }
     }
@@ -194,19 +211,6 @@ impl Homes {
                 Origin::Nobody => {}
             }
         }
-    }
-
-    /// A shard's viewers of a room came or went.
-    pub fn presence(&mut self, id: &RoomId, shard: ShardId, viewers: u32, formats: u8, now: Time) {
-        let Some(home) = self.rooms.get_mut(id) else { return };
-        if viewers == 0 {
-            home.shards.retain(|s| s.shard != shard);
-        } else {
-            *home.subscriber(shard) = Subscriber { shard, viewers, formats };
-        }
-        let online = home.shards.iter().map(|s| s.viewers).sum();
-        home.room.set_online(online, now);
-        self.mark_dirty(id);
     }
 
     /// A shard is done with the last frame.
@@ -279,6 +283,8 @@ impl Homes {
         }
         stats.open_rooms = self.rooms.len() as u64;
         self.intake.count(stats);
+        stats.pulls = self.pulls.results;
+        stats.digests = self.digests.results;
         stats.trace = self.tracer.as_ref().map(|tracer| tracer.stats()).unwrap_or_default();
         stats.room_bytes = 0;
         for home in self.rooms.values() {
@@ -310,8 +316,10 @@ impl Homes {
                 scheduled: None,
                 snapshot: None,
                 entrances: Vec::new(),
+                pulled: Vec::new(),
                 dirty: false,
                 waiters: Vec::new(),
+                logged_at: now,
             };
             self.rooms.insert(id.clone(), home);
         }
@@ -348,7 +356,10 @@ impl Homes {
             let Some(frame) = frame else { break };
             let mut frame = frame;
             if frame.events.iter().any(|event| event.important.is_some()) {
-                frame.ack = self.acks.ask(home.room.online(), now);
+                frame.ack = self
+                    .acks
+                    .ask(home.room.online(), now)
+                    .map(|asked| reconcile::with_digest(asked, &frame));
             }
             let frame = SharedFrame::new(frame, compression);
             home.broadcast(frame, path, stats, self.tracer.as_deref_mut());
@@ -371,6 +382,7 @@ impl Homes {
     fn sweep(&mut self, now: Time) {
         self.next_sweep = now + SWEEP_INTERVAL;
         self.forget_asleep(now);
+        self.renew_reservations(now);
         let (idle, retention) = (self.settings.idle, self.settings.retention);
         let forgotten = &mut self.forgotten;
         self.rooms.retain(|_, home| {
@@ -413,6 +425,7 @@ impl HomeRoom {
         let tracer = traces::flushed(tracer, &frame);
         self.snapshot = None;
         self.entrances.clear();
+        self.pulled.clear();
         self.awaited = self.shards.len();
         let used = self.shards.iter().fold(0, |mask, s| mask | s.formats);
         // Encoded here, before it is shared: the other shards must not find

@@ -12,8 +12,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
+pub use super::asks::{LogRead, Reconcile, Wanted};
 use super::connection::ViewerKey;
+use super::rebase::Located;
+use super::room::Moves;
 use super::stats::ShardStats;
+use crate::engine::delivery::Ask;
 use crate::engine::event::{Event, Numbered};
 use crate::engine::ids::{Epoch, ImportantNo, RoomId, Seq, ShardId};
 use crate::engine::ladder::Rung;
@@ -23,7 +27,7 @@ use crate::engine::outcome::Outcome;
 use crate::engine::priority::{AdmissionLevel, Advice, Priority};
 use crate::engine::room::Position;
 use crate::engine::time::Time;
-use crate::log::{Logged, ReadAnswer};
+use crate::log::Logged;
 use crate::trace::{Query, View};
 use crate::wire::Format;
 use crate::wire::shared::{SharedFrame, SharedSnapshot};
@@ -72,6 +76,8 @@ pub enum Message {
         viewers: u32,
         /// Their formats, a bit each.
         formats: u8,
+        /// Who came and went.
+        moves: Moves,
     },
     /// To a subscribed shard: for those who wait to join from one position.
     Enter(Arc<Entrance>),
@@ -107,6 +113,17 @@ pub enum Message {
         /// Who asks.
         viewer: Asker,
     },
+    /// To the home: what a viewer received.
+    Reconcile(Reconcile),
+    /// To the home: where does the room stand, for a slow viewer?
+    Locate {
+        /// Who asks.
+        viewer: Asker,
+        /// What.
+        ask: Ask,
+    },
+    /// To a slow viewer's shard: there.
+    Located(Box<Located>),
     /// To the home: where does the room stand? Nobody there: `None`.
     ReadRoom {
         /// Which room.
@@ -263,47 +280,6 @@ pub struct Events {
     pub complete: bool,
     /// There are more than the limit.
     pub more: bool,
-}
-
-/// What the log brought, and for whom.
-#[derive(Debug)]
-pub struct LogRead {
-    /// Which room's events.
-    pub room: RoomId,
-    /// What for.
-    pub wanted: Wanted,
-    /// The events.
-    pub answer: ReadAnswer,
-}
-
-/// Why the log is read.
-#[derive(Debug)]
-pub enum Wanted {
-    /// A viewer pulls.
-    Pull {
-        /// From where.
-        after: ImportantNo,
-        /// How many at most.
-        events: usize,
-        /// Who.
-        asker: Asker,
-    },
-    /// A reader over HTTP.
-    Http {
-        /// From where.
-        after: ImportantNo,
-        /// How many at most.
-        events: usize,
-        /// Who.
-        reply: oneshot::Sender<Option<Events>>,
-    },
-    /// Viewers come back.
-    Resume {
-        /// On which shard.
-        shard: ShardId,
-        /// From where.
-        from: Position,
-    },
 }
 
 /// Who is a room's home?
@@ -467,6 +443,12 @@ impl LocalShards {
     pub fn set_standing(&self, shard: ShardId, standing: Standing) {
         let mailbox = &self.mailboxes[usize::from(shard.0)];
         mailbox.standing.store(standing.pack(), Ordering::Relaxed);
+    }
+
+    /// A user's hash for counting different ones.
+    #[must_use]
+    pub fn visitor(&self, user: &str) -> u64 {
+        self.level_key.visitor(user)
     }
 
     /// What priorities rest on.

@@ -8,9 +8,12 @@ use bytes::Bytes;
 
 use super::Shard;
 use super::connection::{ViewerKey, WAITING};
+use super::peers::{Message, Path as _, Placement as _, Reconcile};
 use super::room::LocalRoom;
+use super::viewer::MESSAGE_TOKENS;
 use crate::engine::confirm::{Asked, Remedy, Slot, Verdict};
 use crate::engine::delivery::Cut;
+use crate::engine::digest::{Digest, MAX_RANGE};
 use crate::engine::event::Frame;
 use crate::engine::ids::{ImportantNo, RoomId, Seq};
 use crate::engine::time::Time;
@@ -68,7 +71,32 @@ impl Shard {
             self.stats.confirmed += new;
             let id = &room.id;
             super::traces::confirmed(&mut self.homes.tracer, id, new, important);
+            // What confirms something new was asked for, and there are no more
+            // of these than events: it takes nothing off the viewer's allowance.
+            if new > 0
+                && let Some(row) = self.viewers.get(key)
+            {
+                row.tokens = row.tokens.saturating_add(MESSAGE_TOKENS);
+            }
         }
+    }
+
+    /// A viewer says what it received of some important events of a room that it
+    /// is in. A range that makes no sense is no digest.
+    pub fn reconcile(
+        &mut self,
+        key: ViewerKey,
+        room: &RoomId,
+        (from, to): (ImportantNo, ImportantNo),
+        digest: Digest,
+    ) {
+        let sensible = from.0 > 0 && from <= to && to.0 - from.0 < MAX_RANGE;
+        if !sensible || self.speaker_in(key, room).is_none() {
+            return;
+        }
+        let Some(viewer) = self.asker(key) else { return };
+        let reconcile = Reconcile { room: room.clone(), from, to, digest, viewer };
+        self.peers.send(self.peers.home_of(room), Message::Reconcile(reconcile));
     }
 
     /// A frame of a room has begun to go out.
@@ -116,6 +144,10 @@ impl Shard {
         for (member, remedy) in remedies.drain(..) {
             let Some(member) = room.members.get(member) else { continue };
             let Some(key) = self.viewers.key_of(member.viewer) else { continue };
+            // A slow viewer has them queued, or is owed them when it skips ahead.
+            if self.viewers.has_backlog(member.viewer) {
+                continue;
+            }
             match remedy {
                 Remedy::Carry(after) => {
                     let bytes = encoded.entry((after, member.format)).or_insert_with(|| {
@@ -141,7 +173,7 @@ impl Shard {
 }
 
 /// How long viewers are to spread their pulls, in milliseconds.
-fn spread_ms(viewers: usize) -> u32 {
+pub(super) fn spread_ms(viewers: usize) -> u32 {
     let millis = viewers.saturating_mul(1_000) / PULLS_PER_SECOND;
     u32::try_from(millis).unwrap_or(u32::MAX).min(LONGEST_WAIT_MS)
 }

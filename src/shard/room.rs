@@ -27,6 +27,37 @@ pub struct Member {
     pub marks: u8,
 }
 
+/// Who has come to a room and left it, for its home.
+#[derive(Debug, Default)]
+pub struct Moves {
+    /// Users that came, by [`LevelKey::visitor`](crate::engine::level::LevelKey::visitor).
+    pub visitors: Vec<u64>,
+    /// Some of those that came, by name.
+    pub entered: Vec<Arc<str>>,
+    /// Some of those that left.
+    pub left: Vec<Arc<str>>,
+}
+
+/// Names told at once: who comes with a thousand others is not announced.
+const NAMES: usize = 32;
+
+impl Moves {
+    /// Somebody came.
+    pub fn entered(&mut self, visitor: u64, user: &Arc<str>) {
+        self.visitors.push(visitor);
+        if self.entered.len() < NAMES {
+            self.entered.push(Arc::clone(user));
+        }
+    }
+
+    /// Somebody left.
+    pub fn left(&mut self, user: &Arc<str>) {
+        if self.left.len() < NAMES {
+            self.left.push(Arc::clone(user));
+        }
+    }
+}
+
 /// A join that waits for the snapshot.
 #[derive(Debug, Clone, Copy)]
 pub struct Waiting {
@@ -82,6 +113,8 @@ pub struct LocalRoom {
     pub asked: Vec<Option<Position>>,
     /// The home must hear how many viewers there are.
     pub presence_dirty: bool,
+    /// Who has come and gone since the home last heard.
+    pub moves: Moves,
     /// Second of the last frame, for pings.
     pub last_frame: u32,
     /// Numbering and last number of the last frame that began to go out.
@@ -107,6 +140,7 @@ impl LocalRoom {
             waiting: Vec::new(),
             asked: Vec::new(),
             presence_dirty: false,
+            moves: Moves::default(),
             last_frame: 0,
             stands_at: Default::default(),
             chased: false,

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use super::arrival::ArrivalStats;
 use crate::engine::admission::AdmissionStats;
+use crate::engine::delivery::Rung as SlowRung;
+use crate::engine::delivery::stats::DeliveryStats;
 use crate::engine::ladder::Rung;
 use crate::engine::priority::AdmissionLevel;
 use crate::engine::stats::RoomStats;
@@ -80,6 +82,14 @@ pub const JOIN_RESULTS: [&str; 8] = [
 /// part of it, or with less than that.
 pub const RESUME_RESULTS: [&str; 3] = ["recovered", "fresh", "missed"];
 
+/// How a pull was answered: from memory, with the bytes of another, from the
+/// log, with less than was asked for, or not yet.
+pub const PULL_RESULTS: [&str; 5] = ["memory", "shared", "log", "gone", "limited"];
+
+/// How a viewer's digest compared with ours: the same, different, or of events
+/// that are no longer held.
+pub const DIGEST_RESULTS: [&str; 3] = ["match", "mismatch", "unknown"];
+
 /// Why a viewer's own publish never reached a room.
 pub const PUBLISH_REFUSALS: [&str; 7] = [
     "not_joined",
@@ -106,6 +116,8 @@ pub struct ShardStats {
     pub viewers: u64,
     /// Viewers with a backlog.
     pub backlogged: u64,
+    /// Viewers on each rung of the ladder for slow ones but the first.
+    pub slow_viewers: [u64; SlowRung::COUNT],
     /// Frames and messages waiting in backlogs.
     pub backlog_frames: u64,
     /// Bytes waiting in backlogs.
@@ -126,10 +138,8 @@ pub struct ShardStats {
     pub slice: Histogram,
     /// From a frame's arrival on this shard to its last viewer.
     pub frame_fanout: Histogram,
-    /// Content taken from slow viewers, by lane.
-    pub viewer_dropped: [u64; 3],
-    /// Gap notices.
-    pub gaps: u64,
+    /// What slow viewers were not sent, and what was done for them.
+    pub delivery: DeliveryStats,
     /// Viewers given up as too slow.
     pub slow_overruns: u64,
     /// Closed connections by [`CloseReason`].
@@ -140,6 +150,10 @@ pub struct ShardStats {
     pub joins: [u64; JOIN_RESULTS.len()],
     /// Joins that said where they left off, by [`RESUME_RESULTS`].
     pub resumes: [u64; RESUME_RESULTS.len()],
+    /// Pulls by [`PULL_RESULTS`].
+    pub pulls: [u64; PULL_RESULTS.len()],
+    /// Digests by [`DIGEST_RESULTS`].
+    pub digests: [u64; DIGEST_RESULTS.len()],
     /// Pairs of viewer and important event that were confirmed.
     pub confirmed: u64,
     /// Frames that carried important events along to viewers that were behind.
@@ -198,6 +212,7 @@ impl Default for ShardStats {
             connections: 0,
             viewers: 0,
             backlogged: 0,
+            slow_viewers: [0; SlowRung::COUNT],
             backlog_frames: 0,
             backlog_bytes: 0,
             frame_bytes: [0; Format::COUNT],
@@ -208,13 +223,14 @@ impl Default for ShardStats {
             message_age: Histogram::new(AGE_BOUNDS),
             slice: Histogram::new(WORK_BOUNDS),
             frame_fanout: Histogram::new(AGE_BOUNDS),
-            viewer_dropped: [0; 3],
-            gaps: 0,
+            delivery: DeliveryStats::default(),
             slow_overruns: 0,
             closes: [0; CloseReason::ALL.len()],
             messages: [0; ClientMessage::NAMES.len()],
             joins: [0; JOIN_RESULTS.len()],
             resumes: [0; RESUME_RESULTS.len()],
+            pulls: [0; PULL_RESULTS.len()],
+            digests: [0; DIGEST_RESULTS.len()],
             confirmed: 0,
             carried_along: 0,
             missed: 0,

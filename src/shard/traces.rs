@@ -24,8 +24,8 @@ impl Shard {
     }
 
     /// Frames that have gone out.
-    pub(super) fn trace_written(&mut self, now: Time) {
-        for job in self.fanout.marked.drain(..) {
+    pub(super) fn trace_written(&mut self) {
+        for (job, ended) in self.fanout.marked.drain(..) {
             let Job { frame, begun, end, whole, gone, .. } = job;
             let Some(tracer) = &mut self.homes.tracer else { continue };
             if end == 0 {
@@ -34,8 +34,8 @@ impl Shard {
             // Whoever has left, and whose socket broke, waits for nothing.
             let backlogged = (end as u32).saturating_sub(whole + gone);
             let at_home = self.peers.home_of(&frame.frame().room) == self.id;
-            let begun = begun.unwrap_or(now);
-            let written = Written { begun, ended: now, whole, backlogged, at_home };
+            let begun = begun.unwrap_or(ended);
+            let written = Written { begun, ended, whole, backlogged, at_home };
             tracer.written(frame.frame(), written);
         }
     }

@@ -92,6 +92,9 @@ impl JoinError {
     }
 }
 
+/// What one message takes off a viewer's allowance, which is in thousandths.
+pub(super) const MESSAGE_TOKENS: i32 = 1_000;
+
 /// Whether a viewer may say something now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Speech {
@@ -118,7 +121,7 @@ impl Shard {
         row.awaiting_pong = false;
         let refill = u64::from(millis.wrapping_sub(row.refilled)) * u64::from(rate);
         let refill = i32::try_from(refill).unwrap_or(i32::MAX / 2);
-        row.tokens = row.tokens.saturating_add(refill).min(burst) - 1_000;
+        row.tokens = row.tokens.saturating_add(refill).min(burst) - MESSAGE_TOKENS;
         row.refilled = millis;
         if row.tokens >= 0 {
             return Speech::Granted;
@@ -247,13 +250,8 @@ impl Shard {
         if !row.is_open() {
             return self.viewers.release(key); // It has lingered long enough.
         }
-        if let Some(progress) = self.viewers.backlog_progress(key.index) {
-            let stuck = now.since(progress);
-            if stuck >= self.settings.backlog_timeout {
-                self.stats.slow_overruns += 1;
-                return self.viewers.end(key, CloseReason::Slow);
-            }
-            self.schedule(key, self.settings.backlog_timeout - stuck);
+        if !self.check_slow(key, now) {
+            return;
         }
         self.check_silence(key, now);
     }
@@ -320,6 +318,12 @@ impl Shard {
             let backlogged = self.viewers.has_backlog(key.index);
             let Some(room) = self.rooms[index as usize].as_mut() else { return };
             let member = room.add(key.index, format, backlogged);
+            if let Some(user) = self.viewers.row(key.index).user.clone() {
+                // Who comes back has not come.
+                if resume.is_none() {
+                    room.moves.entered(self.peers.visitor(&user), &user);
+                }
+            }
             room.confirmations.joined(ack_slot(key), acks, snapshot.snapshot().important);
             self.viewers.row_mut(key.index).memberships[place].member = member;
             count(&mut self.stats.joins, &JOIN_RESULTS, "joined");
@@ -362,11 +366,16 @@ impl Shard {
 
     fn leave_room(&mut self, key: ViewerKey, membership: Membership, excused: bool) {
         let index = membership.room;
+        let now = self.clock.now();
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
+        self.viewers.forget_room(key, &room.id, &mut self.stats, now);
         if membership.member == WAITING {
             room.waiting.retain(|waiting| waiting.key != key);
         } else {
             room.remove(index, membership.member, excused, &mut self.viewers);
+            if let Some(user) = &self.viewers.row(key.index).user {
+                room.moves.left(user);
+            }
             self.dirty_rooms.push(index);
         }
     }

@@ -4,13 +4,23 @@
 use super::{Scrape, Text};
 use crate::engine::confirm::{Arrival, HORIZONS};
 use crate::log::{LogFailure, LogState, LogStats, SYNC_BOUNDS_US};
-use crate::shard::stats::{RESUME_RESULTS, ShardStats};
+use crate::shard::stats::{DIGEST_RESULTS, PULL_RESULTS, RESUME_RESULTS, ShardStats};
 
 pub(super) fn delivery(text: &mut Text, total: &ShardStats, scrape: &Scrape<'_>) {
     text.by(
         ("tidegate_resumes_total", "result"),
         "Viewers who came back and said where they left off, by what they were sent.",
         RESUME_RESULTS.into_iter().zip(total.resumes),
+    );
+    text.by(
+        ("tidegate_pulls_total", "result"),
+        "Viewers that asked for important events again, by how they were answered.",
+        PULL_RESULTS.into_iter().zip(total.pulls),
+    );
+    text.by(
+        ("tidegate_digests_total", "result"),
+        "Viewers' digests of what they received, by how they compared with ours.",
+        DIGEST_RESULTS.into_iter().zip(total.digests),
     );
     text.counter(
         "tidegate_important_confirmed_total",

@@ -90,6 +90,11 @@ impl Session {
                     shard.acknowledge(key, &room, important);
                 }
             }
+            ClientMessage::Digest { room, from, to, digest } => {
+                if let Ok(room) = RoomId::new(&room) {
+                    shard.reconcile(key, &room, (from, to), digest);
+                }
+            }
             ClientMessage::Pong => {}
         }
     }
@@ -205,7 +210,7 @@ fn too_fast(shard: &mut Shard, key: ViewerKey, message: &ClientMessage, wait: Du
         ClientMessage::Publish(event) => {
             reject(shard, key, &event.id, "rate_limited", reason, Some(wait));
         }
-        ClientMessage::Ack { .. } | ClientMessage::Pong => {}
+        ClientMessage::Ack { .. } | ClientMessage::Digest { .. } | ClientMessage::Pong => {}
         ClientMessage::Join { room, .. }
         | ClientMessage::Leave { room }
         | ClientMessage::Pull { room, .. } => {

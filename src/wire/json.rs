@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::message::{ClientEvent, ClientMessage, Gap, Recovery, ServerMessage};
+use crate::engine::digest::Digest;
 use crate::engine::event::{DroppedKind, Frame, Numbered, Payload, Snapshot, Total};
 use crate::engine::ids::{Epoch, ImportantNo, Seq};
 use crate::engine::priority::Advice;
@@ -171,10 +172,12 @@ pub fn frame(out: &mut Vec<u8>, frame: &Frame) {
         object.number("online", online);
     }
     if let Some(ack) = frame.ack {
-        Object::new(object.name("ack"))
-            .number("one_in", ack.one_in)
-            .number("within_ms", ack.within_ms)
-            .end();
+        let mut asked = Object::new(object.name("ack"));
+        asked.number("one_in", ack.one_in).number("within_ms", ack.within_ms);
+        if let Some(from) = ack.digest_from {
+            asked.number("digest_from", from.0);
+        }
+        asked.end();
     }
     object.end();
     outer.end();
@@ -186,6 +189,9 @@ pub fn joined(out: &mut Vec<u8>, snapshot: &Snapshot, recovery: Recovery) {
     let mut object = Object::new(outer.name("joined"));
     snapshot_fields(&mut object, snapshot);
     object.boolean("recovered", recovery.recovered);
+    if recovery.rebased {
+        object.boolean("rebased", true);
+    }
     if let Some((from, to)) = recovery.missed {
         Object::new(object.name("missed")).number("from", from.0).number("to", to.0).end();
     }
@@ -206,7 +212,9 @@ fn snapshot_fields(object: &mut Object<'_>, snapshot: &Snapshot) {
         .number("epoch", snapshot.epoch.0)
         .number("seq", snapshot.seq.0)
         .number("important", snapshot.important.0)
-        .number("online", snapshot.online);
+        .number("online", snapshot.online)
+        .number("users", snapshot.users.count)
+        .boolean("users_exact", snapshot.users.exact);
     list(object.name("state"), &snapshot.state, |out, e| event(out, e));
     list(object.name("totals"), &snapshot.totals, |out, t| total(out, t, false));
 }
@@ -301,6 +309,13 @@ enum ClientJson<'a> {
         from: u64,
         to: u64,
     },
+    Digest {
+        room: String,
+        from: u64,
+        to: u64,
+        count: u32,
+        xor: u32,
+    },
     Pong {},
 }
 
@@ -353,6 +368,12 @@ pub fn client_message(text: &[u8]) -> Result<ClientMessage, String> {
         ClientJson::Pull { room, from, to } => {
             ClientMessage::Pull { room, from: ImportantNo(from), to: ImportantNo(to) }
         }
+        ClientJson::Digest { room, from, to, count, xor } => ClientMessage::Digest {
+            room,
+            from: ImportantNo(from),
+            to: ImportantNo(to),
+            digest: Digest { count, xor },
+        },
         ClientJson::Pong {} => ClientMessage::Pong,
     })
 }

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::engine::digest::Digest;
 use crate::engine::event::{DroppedKind, Payload};
 use crate::engine::ids::{ImportantNo, Seq};
 use crate::engine::priority::Advice;
@@ -44,13 +45,25 @@ pub enum ClientMessage {
         /// Last wanted.
         to: ImportantNo,
     },
+    /// What it received of these important events.
+    Digest {
+        /// Room name, unchecked.
+        room: String,
+        /// First.
+        from: ImportantNo,
+        /// Last.
+        to: ImportantNo,
+        /// Of what it has.
+        digest: Digest,
+    },
     /// Answer to `ping`.
     Pong,
 }
 
 impl ClientMessage {
     /// Names, for metrics, in the order of [`ClientMessage::index`].
-    pub const NAMES: [&'static str; 6] = ["join", "leave", "publish", "ack", "pull", "pong"];
+    pub const NAMES: [&'static str; 7] =
+        ["join", "leave", "publish", "ack", "pull", "pong", "digest"];
 
     /// Index into per-type tables.
     #[must_use]
@@ -62,6 +75,7 @@ impl ClientMessage {
             ClientMessage::Ack { .. } => 3,
             ClientMessage::Pull { .. } => 4,
             ClientMessage::Pong => 5,
+            ClientMessage::Digest { .. } => 6,
         }
     }
 }
@@ -71,6 +85,9 @@ impl ClientMessage {
 pub struct Recovery {
     /// All that it missed follows.
     pub recovered: bool,
+    /// It was in the room already and was sent less than others: this replaces
+    /// what it holds.
+    pub rebased: bool,
     /// Important events that it missed and that do not follow, first and last.
     pub missed: Option<(ImportantNo, ImportantNo)>,
 }

@@ -4,6 +4,7 @@
 use prost::Message as _;
 
 use super::message::{ClientEvent, ClientMessage, Gap, Recovery, ServerMessage, payload_of_bytes};
+use crate::engine::digest::Digest;
 use crate::engine::event::{DroppedKind, Frame, Numbered, Snapshot, Total};
 use crate::engine::ids::{Epoch, ImportantNo, Seq};
 use crate::engine::priority::Advice;
@@ -65,7 +66,11 @@ pub fn frame(frame: &Frame) -> Vec<u8> {
         totals: frame.totals.iter().map(total).collect(),
         dropped: dropped(&frame.dropped),
         online: frame.online,
-        ack: frame.ack.map(|a| v1::AckAsked { one_in: a.one_in, within_ms: a.within_ms }),
+        ack: frame.ack.map(|a| v1::AckAsked {
+            one_in: a.one_in,
+            within_ms: a.within_ms,
+            digest_from: a.digest_from.map(|from| from.0),
+        }),
     }))
 }
 
@@ -78,10 +83,13 @@ pub fn joined(snapshot: &Snapshot, recovery: Recovery) -> Vec<u8> {
         seq: snapshot.seq.0,
         important: snapshot.important.0,
         online: snapshot.online,
+        users: snapshot.users.count,
+        users_exact: snapshot.users.exact,
         recovered: recovery.recovered,
         missed: recovery.missed.map(|(from, to)| v1::Missed { from: from.0, to: to.0 }),
         state: snapshot.state.iter().map(|e| event(e)).collect(),
         totals: snapshot.totals.iter().map(total).collect(),
+        rebased: recovery.rebased,
     }))
 }
 
@@ -180,6 +188,12 @@ pub fn client_message(bytes: &[u8]) -> Result<ClientMessage, String> {
             room: pull.room,
             from: ImportantNo(pull.from),
             to: ImportantNo(pull.to),
+        },
+        In::Digest(digest) => ClientMessage::Digest {
+            room: digest.room,
+            from: ImportantNo(digest.from),
+            to: ImportantNo(digest.to),
+            digest: Digest { count: digest.count, xor: digest.xor },
         },
         In::Pong(_) => ClientMessage::Pong,
     })

@@ -10,12 +10,11 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 
 use super::deflate::Deflater;
-use super::message::Recovery;
+use super::message::{Gap, Recovery, ServerMessage};
 use super::{Format, frame, json, proto};
-use crate::engine::delivery::{self, Cut};
-use crate::engine::drops::Drops;
+use crate::engine::delivery::{self, Cut, owed};
 use crate::engine::event::{DroppedKind, Frame, Snapshot};
-use crate::engine::kind::Lane;
+use crate::engine::ids::{RoomId, Seq};
 use crate::engine::time::Time;
 
 /// When messages are compressed for viewers that negotiated it.
@@ -86,7 +85,7 @@ impl SharedFrame {
             let thin;
             let frame = match cut {
                 Cut::Full => &self.frame,
-                Cut::NoSampled | Cut::ImportantOnly => {
+                _ => {
                     let Some(cut) = thinned(&self.frame, cut) else { return Bytes::new() };
                     thin = cut;
                     &thin
@@ -103,21 +102,6 @@ impl SharedFrame {
         })
     }
 
-    /// What someone loses who gets it cut `to` instead of cut `from`, as
-    /// counts by kind. A total counts as one.
-    #[must_use]
-    pub fn loss(&self, from: Cut, to: Cut) -> Vec<DroppedKind> {
-        let mut lost = Drops::default();
-        let events = self.frame.events.iter().map(|e| &e.event.kind);
-        let totals = self.frame.totals.iter().map(|t| &t.kind);
-        for kind in events.chain(totals) {
-            if keeps(from, kind.lane) && !keeps(to, kind.lane) {
-                lost.add(kind, 1);
-            }
-        }
-        lost.take()
-    }
-
     /// Accepted events someone gets with a cut: with everything, those merged
     /// into it too.
     #[must_use]
@@ -125,8 +109,8 @@ impl SharedFrame {
         if cut == Cut::Full {
             return self.frame.represents;
         }
-        let events = self.frame.events.iter().filter(|e| keeps(cut, e.event.kind.lane)).count();
-        let totals = self.frame.totals.iter().filter(|t| keeps(cut, t.kind.lane)).count();
+        let events = self.frame.events.iter().filter(|e| cut.keeps(e.event.kind.lane)).count();
+        let totals = if cut.keeps_totals() { self.frame.totals.len() } else { 0 };
         (events + totals) as u64
     }
 
@@ -137,27 +121,21 @@ impl SharedFrame {
     }
 }
 
-fn keeps(cut: Cut, lane: Lane) -> bool {
-    match cut {
-        Cut::Full => true,
-        Cut::NoSampled => lane != Lane::Sampled,
-        Cut::ImportantOnly => lane == Lane::Important,
-    }
-}
-
 /// The frame without what the cut takes; `None` when that leaves nothing.
 fn thinned(frame: &Frame, cut: Cut) -> Option<Frame> {
+    let important_only = cut == Cut::ImportantOnly;
+    let keeps_totals = cut.keeps_totals();
     let thin = Frame {
-        events: frame.events.iter().filter(|e| keeps(cut, e.event.kind.lane)).cloned().collect(),
-        totals: frame.totals.iter().filter(|t| keeps(cut, t.kind.lane)).cloned().collect(),
-        dropped: if cut == Cut::ImportantOnly { Vec::new() } else { frame.dropped.clone() },
-        online: None,
+        events: frame.events.iter().filter(|e| cut.keeps(e.event.kind.lane)).cloned().collect(),
+        totals: if keeps_totals { frame.totals.clone() } else { Vec::new() },
+        dropped: if important_only { Vec::new() } else { frame.dropped.clone() },
+        online: frame.online.filter(|_| keeps_totals),
         ..frame.clone()
     };
     let sequenced = frame.first_seq <= frame.last_seq;
-    let empty = thin.events.is_empty() && thin.totals.is_empty();
+    let empty = thin.events.is_empty() && thin.totals.is_empty() && thin.online.is_none();
     // Without ordered content the gap notice accounts for the numbers.
-    (!empty || (cut == Cut::NoSampled && sequenced)).then_some(thin)
+    (!empty || (!important_only && sequenced)).then_some(thin)
 }
 
 /// A frame in one viewer's format, as its backlog holds it.
@@ -170,6 +148,10 @@ pub struct ViewerFrame {
 }
 
 impl delivery::Frame for ViewerFrame {
+    fn content(&self) -> &Frame {
+        &self.frame.frame
+    }
+
     fn bytes(&self, cut: Cut) -> Bytes {
         self.frame.bytes(self.format, cut).clone()
     }
@@ -182,13 +164,22 @@ pub struct SharedSnapshot {
     recovery: Recovery,
     compression: Compression,
     joined: [OnceLock<Bytes>; Format::COUNT],
+    rebased: [OnceLock<Bytes>; Format::COUNT],
+    totals: [OnceLock<Bytes>; Format::COUNT],
 }
 
 impl SharedSnapshot {
     /// Nothing is encoded yet.
     #[must_use]
     pub fn new(snapshot: Snapshot, recovery: Recovery, compression: Compression) -> Self {
-        Self { snapshot, recovery, compression, joined: Default::default() }
+        Self {
+            snapshot,
+            recovery,
+            compression,
+            joined: Default::default(),
+            rebased: Default::default(),
+            totals: Default::default(),
+        }
     }
 
     /// Where the room stands.
@@ -206,30 +197,220 @@ impl SharedSnapshot {
     /// The `joined` message for a socket.
     #[must_use]
     pub fn joined(&self, format: Format) -> &Bytes {
-        self.joined[format.index()].get_or_init(|| {
-            // Whoever reads this is in the room, though not yet counted.
-            let online = self.snapshot.online.max(1);
-            let snapshot = Snapshot { online, ..self.snapshot.clone() };
-            let payload = if format.is_json() {
-                let mut out = Vec::with_capacity(512);
-                json::joined(&mut out, &snapshot, self.recovery);
-                out
-            } else {
-                proto::joined(&snapshot, self.recovery)
-            };
-            encode(format, self.compression, &payload)
+        self.joined[format.index()].get_or_init(|| self.state(format, self.recovery))
+    }
+
+    /// The `joined` message of a viewer that was sent less than others, to go on
+    /// from.
+    #[must_use]
+    pub fn rebased(&self, format: Format) -> &Bytes {
+        self.rebased[format.index()]
+            .get_or_init(|| self.state(format, Recovery { rebased: true, ..Recovery::default() }))
+    }
+
+    /// A frame without numbers that tells a slow viewer the newest totals. `now`:
+    /// its time, unless another viewer needed it before.
+    #[must_use]
+    pub fn totals(&self, format: Format, now: Time) -> &Bytes {
+        self.totals[format.index()].get_or_init(|| {
+            let frame = SharedFrame::new(owed::totals(&self.snapshot, now), self.compression);
+            frame.bytes(format, Cut::Full).clone()
         })
+    }
+
+    /// How its messages are compressed.
+    #[must_use]
+    pub fn compression(&self) -> Compression {
+        self.compression
+    }
+
+    fn state(&self, format: Format, recovery: Recovery) -> Bytes {
+        // Whoever reads this is in the room, though perhaps not yet counted.
+        let online = self.snapshot.online.max(1);
+        let snapshot = Snapshot { online, ..self.snapshot.clone() };
+        let payload = if format.is_json() {
+            let mut out = Vec::with_capacity(512);
+            json::joined(&mut out, &snapshot, recovery);
+            out
+        } else {
+            proto::joined(&snapshot, recovery)
+        };
+        encode(format, self.compression, &payload)
+    }
+}
+
+impl delivery::Voice for Format {
+    fn gap(&self, room: &RoomId, first: Seq, last: Seq, dropped: &[DroppedKind]) -> Bytes {
+        let gap = Gap { room: room.as_str(), first_seq: first, last_seq: last, dropped };
+        message(*self, &ServerMessage::Gap(gap))
+    }
+
+    fn gone(&self, room: &RoomId) -> Bytes {
+        let error = ServerMessage::Error {
+            code: "history_gone",
+            reason: "some of the important events that you were owed are no longer held",
+            temporary: false,
+            room: Some(room.as_str()),
+            retry_after_ms: None,
+        };
+        message(*self, &error)
     }
 }
 
 /// A message to one viewer, never compressed: it is short.
 #[must_use]
-pub fn message(format: Format, message: &super::message::ServerMessage<'_>) -> Bytes {
+pub fn message(format: Format, message: &ServerMessage<'_>) -> Bytes {
     if format.is_json() {
         let mut out = Vec::with_capacity(128);
         json::server_message(&mut out, message);
         frame::data(true, false, &out)
     } else {
         frame::data(false, false, &proto::server_message(message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+    use serde_json::Value;
+
+    use super::proto::v1;
+    use super::*;
+    use crate::engine::event::{Event, Numbered, Payload, Total};
+    use crate::engine::ids::{Epoch, ImportantNo, Tier};
+    use crate::engine::kind::{Ack, Kind, Lane, Merge};
+
+    const COMPRESSION: Compression = Compression { min_bytes: usize::MAX, level: 1 };
+
+    fn kind(lane: Lane) -> Arc<Kind> {
+        Arc::new(Kind {
+            name: lane.name().into(),
+            lane,
+            merge: Merge::Append,
+            tier: Tier(0),
+            ttl: None,
+            max_payload_bytes: 100,
+            viewer_publish: false,
+            idle_reset: None,
+            ack: Ack::Logged,
+        })
+    }
+
+    fn event(lane: Lane, seq: Option<u64>) -> Arc<Numbered> {
+        let event = Event {
+            id: lane.name().into(),
+            kind: kind(lane),
+            user: "u".into(),
+            payload: Payload { bytes: Bytes::from_static(b"1"), json: true },
+            key: None,
+            amount: None,
+            ttl: None,
+            received: Time::default(),
+            mark: None,
+        };
+        let important = (lane == Lane::Important).then_some(ImportantNo(1));
+        Arc::new(Numbered { event, seq: seq.map(Seq), important })
+    }
+
+    /// An event and a total of every lane, numbers 4 and 5; without numbers, what
+    /// has none.
+    fn frame(numbered: bool) -> SharedFrame {
+        let mut events = vec![event(Lane::Sampled, None)];
+        if numbered {
+            events.push(event(Lane::Ordered, Some(4)));
+            events.push(event(Lane::Important, Some(5)));
+        }
+        let total = |kind| Total { kind, user: None, key: "".into(), sum: 9, delta: 2 };
+        let frame = Frame {
+            room: RoomId::new("r").expect("a valid name"),
+            epoch: Epoch(1),
+            first_seq: Seq(4),
+            last_seq: Seq(if numbered { 5 } else { 3 }),
+            important: ImportantNo(1),
+            time: Time::default(),
+            oldest: Time::default(),
+            events,
+            totals: Lane::ALL.map(kind).map(total).to_vec(),
+            dropped: vec![DroppedKind { kind: kind(Lane::Ordered), count: 1 }],
+            online: Some(7),
+            ack: None,
+            represents: 9,
+        };
+        SharedFrame::new(frame, COMPRESSION)
+    }
+
+    /// The content behind a header of two or four bytes.
+    fn content(bytes: &Bytes) -> &[u8] {
+        &bytes[if bytes[1] == 126 { 4 } else { 2 }..]
+    }
+
+    fn json(bytes: &Bytes) -> Value {
+        serde_json::from_slice(content(bytes)).expect("JSON")
+    }
+
+    #[test]
+    fn each_cut_leaves_less_and_the_last_only_what_is_important() {
+        let shared = frame(true);
+        let left = |cut| {
+            let value = json(shared.bytes(Format::Json, cut));
+            let list = |field: &str| value["frame"][field].as_array().expect("a list").len();
+            (list("events"), list("totals"), value["frame"]["online"].is_u64())
+        };
+        assert_eq!(left(Cut::Full), (3, 3, true));
+        assert_eq!(left(Cut::NoSampled), (2, 3, true));
+        assert_eq!(left(Cut::TotalsOnly), (2, 0, false));
+        assert_eq!(left(Cut::ImportantOnly), (1, 0, false));
+    }
+
+    #[test]
+    fn a_frame_of_which_nothing_is_left_is_not_sent() {
+        let shared = frame(false);
+        assert!(!shared.bytes(Format::Json, Cut::NoSampled).is_empty(), "totals are left");
+        assert!(shared.bytes(Format::Json, Cut::TotalsOnly).is_empty());
+    }
+
+    #[test]
+    fn a_slow_viewer_is_told_the_same_in_every_format() {
+        let total =
+            Total { kind: kind(Lane::Sampled), user: None, key: "k".into(), sum: 9, delta: 2 };
+        let snapshot = Snapshot {
+            room: RoomId::new("r").expect("a valid name"),
+            epoch: Epoch(1),
+            seq: Seq(5),
+            important: ImportantNo(1),
+            online: 0,
+            users: crate::engine::visitors::Users::default(),
+            state: vec![event(Lane::Important, Some(5))],
+            totals: vec![total],
+        };
+        let shared = SharedSnapshot::new(snapshot, Recovery::default(), COMPRESSION);
+        let joined = json(shared.joined(Format::Json));
+        assert!(joined["joined"]["rebased"].is_null(), "only where it says something");
+        let rebased = json(shared.rebased(Format::Json));
+        let totals = json(shared.totals(Format::Json, Time::default()));
+        assert_eq!(rebased["joined"]["rebased"], true);
+        assert_eq!(
+            (&rebased["joined"]["seq"], &rebased["joined"]["online"]),
+            (&5.into(), &1.into())
+        );
+        assert_eq!(
+            (&totals["frame"]["first_seq"], &totals["frame"]["last_seq"]),
+            (&6.into(), &5.into())
+        );
+        assert_eq!(totals["frame"]["totals"][0]["delta"], 0);
+        assert_eq!(totals["frame"]["totals"][0]["sum"], 9);
+
+        let decode = |bytes: &Bytes| {
+            let message = v1::ServerMessage::decode(content(bytes)).expect("protobuf");
+            message.message.expect("one")
+        };
+        use v1::server_message::Message as Out;
+        let Out::Joined(joined) = decode(shared.rebased(Format::Proto)) else { panic!() };
+        assert!(joined.rebased && !joined.recovered && joined.seq == 5);
+        let Out::Joined(joined) = decode(shared.joined(Format::Proto)) else { panic!() };
+        assert!(!joined.rebased);
+        let totals = shared.totals(Format::Proto, Time::default());
+        let Out::Frame(totals) = decode(totals) else { panic!() };
+        assert_eq!((totals.first_seq, totals.last_seq, totals.totals[0].sum), (6, 5, 9));
     }
 }

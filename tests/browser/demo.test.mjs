@@ -26,7 +26,7 @@ before(async () => {
 
 after(async () => {
   await browser?.close();
-  await server?.stop();
+  await server?.remove();
 });
 
 for (const [size, options] of Object.entries(SIZES)) {

@@ -2,7 +2,9 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, mkdirSync } from "node:fs";
+import { mkdtemp, rm } from "node:fs/promises";
 import { createServer } from "node:net";
+import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
@@ -34,6 +36,8 @@ async function freePort() {
 export class Server {
   static async create() {
     const server = new Server();
+    // Its log of important events goes there, and outlives a restart.
+    server.folder = await mkdtemp(join(tmpdir(), "tidegate-browser-"));
     server.port = await freePort();
     server.adminPort = await freePort();
     server.url = `http://127.0.0.1:${server.port}`;
@@ -50,6 +54,7 @@ export class Server {
         TIDEGATE__SERVER__ADMIN_LISTEN: `127.0.0.1:${this.adminPort}`,
         TIDEGATE__SERVER__RECONNECT_SPREAD_MS: "1000",
       },
+      cwd: this.folder,
       stdio: ["ignore", "pipe", "pipe"],
     });
     for (const stream of [this.child.stdout, this.child.stderr]) {
@@ -72,6 +77,11 @@ export class Server {
     this.stopping = true;
     if (this.child.exitCode === null && this.child.signalCode === null) this.child.kill(signal);
     await this.exited;
+  }
+
+  async remove() {
+    await this.stop();
+    await rm(this.folder, { recursive: true, force: true });
   }
 }
 

@@ -30,8 +30,24 @@ pub(crate) struct Server {
     pub(crate) folder: tempfile::TempDir,
 }
 
-fn spawn(folder: &std::path::Path, environment: &[(String, String)]) -> Child {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_tidegate"))
+/// The server in a mount namespace of its own, with a file system in memory
+/// where its log is.
+fn on_small_disk(log: &std::path::Path, megabytes: u32) -> Command {
+    std::fs::create_dir_all(log).expect("a folder");
+    let script =
+        format!("mount -t tmpfs -o size={megabytes}m tmpfs \"$1\" && shift && exec \"$0\" \"$@\"");
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c"]);
+    command.arg(script).arg(env!("CARGO_BIN_EXE_tidegate")).arg(log);
+    command
+}
+
+fn spawn(
+    command: &mut Command,
+    folder: &std::path::Path,
+    environment: &[(String, String)],
+) -> Child {
+    let mut child = command
         .args(["serve", "--config"])
         .arg(folder.join("tidegate.toml"))
         .envs(environment.iter().map(|(name, value)| (name, value)))
@@ -58,6 +74,10 @@ impl Server {
 
     /// The same with environment variables.
     pub(crate) fn start_with(extra: &str, environment: &[(&str, &str)]) -> Server {
+        Self::start_as(extra, environment, None)
+    }
+
+    fn start_as(extra: &str, environment: &[(&str, &str)], small_disk: Option<u32>) -> Server {
         let (address, admin) = (free_port(), free_port());
         let folder = tempfile::tempdir().expect("a folder");
         let config = folder.path().join("tidegate.toml");
@@ -72,8 +92,24 @@ impl Server {
         std::fs::write(&config, text).expect("a config");
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let environment: Vec<_> = environment.iter().map(owned).collect();
-        let child = spawn(folder.path(), &environment);
+        let mut command = match small_disk {
+            None => Command::new(env!("CARGO_BIN_EXE_tidegate")),
+            Some(megabytes) => on_small_disk(&folder.path().join("log"), megabytes),
+        };
+        let child = spawn(&mut command, folder.path(), &environment);
         Server { child, address, admin, environment, folder }
+    }
+
+    /// With a disk of its own for the log.
+    pub(crate) fn start_on_small_disk(extra: &str, megabytes: u32) -> Server {
+        Self::start_as(extra, &[], Some(megabytes))
+    }
+
+    /// A file beside the log, as the server sees its disk.
+    pub(crate) fn beside_log(&self, name: &str) -> std::path::PathBuf {
+        let log = self.folder.path().join("log").join(name);
+        let root = format!("/proc/{}/root", self.child.id());
+        std::path::Path::new(&root).join(log.strip_prefix("/").expect("absolute"))
     }
 
     /// Kills it without a warning.
@@ -85,7 +121,8 @@ impl Server {
     /// Starts it again, with the same configuration and log, once it is gone.
     pub(crate) fn again(&mut self) {
         self.child.wait().expect("waited");
-        self.child = spawn(self.folder.path(), &self.environment);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        self.child = spawn(&mut command, self.folder.path(), &self.environment);
     }
 
     /// A token that holds for an hour.

@@ -100,6 +100,7 @@ secret = "{secrets.token_hex(32)}"
         self.log = open(self.folder / "server.log", "w+")
         self.process = subprocess.Popen(
             [binary(), "serve", "--config", self.config],
+            cwd=self.folder,
             stdout=self.log,
             stderr=subprocess.STDOUT,
             preexec_fn=bound_to_parent,

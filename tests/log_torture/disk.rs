@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use tidegate::log::{Disk, DiskFile};
 
@@ -48,11 +48,22 @@ struct World {
     durable_names: BTreeMap<String, usize>,
     faults: Faults,
     locked: bool,
+    hold: Option<Hold>,
+    held: bool,
+}
+
+/// Where an operation stops until it is let go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// Half of a write is done.
+    Write,
+    /// A sync has not begun.
+    Sync,
 }
 
 /// Copies are the same disk.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct MemoryDisk(Arc<Mutex<World>>);
+pub(crate) struct MemoryDisk(Arc<(Mutex<World>, Condvar)>);
 
 fn take(count: &mut u32) -> bool {
     let due = *count > 0;
@@ -62,7 +73,7 @@ fn take(count: &mut u32) -> bool {
 
 impl MemoryDisk {
     fn world(&self) -> MutexGuard<'_, World> {
-        self.0.lock().expect("nothing panics under this lock")
+        self.0.0.lock().expect("nothing panics under this lock")
     }
 
     /// With these files, all durable.
@@ -90,6 +101,34 @@ impl MemoryDisk {
         self.world().faults = faults;
     }
 
+    /// The next such operation stops halfway.
+    pub(crate) fn hold(&self, hold: Hold) {
+        self.world().hold = Some(hold);
+    }
+
+    /// Waits until one has.
+    pub(crate) fn until_held(&self) {
+        let world = self.0.1.wait_while(self.world(), |world| !world.held);
+        drop(world.expect("nothing panics under this lock"));
+    }
+
+    /// Lets it go on.
+    pub(crate) fn let_go(&self) {
+        self.world().hold = None;
+        self.0.1.notify_all();
+    }
+
+    fn stop_at(&self, hold: Hold) {
+        let mut world = self.world();
+        if world.hold == Some(hold) {
+            world.held = true;
+            self.0.1.notify_all();
+            let waited = self.0.1.wait_while(world, |world| world.hold.is_some());
+            world = waited.expect("nothing panics under this lock");
+            world.held = false;
+        }
+    }
+
     /// What another process finds after this one was killed: everything written.
     pub(crate) fn after_kill(&self) -> Self {
         let world = self.world();
@@ -99,7 +138,7 @@ impl MemoryDisk {
             durable_names: world.durable_names.clone(),
             ..World::default()
         };
-        Self(Arc::new(Mutex::new(copy)))
+        Self(Arc::new((Mutex::new(copy), Condvar::new())))
     }
 
     /// What is left after a power cut.
@@ -203,7 +242,8 @@ impl DiskFile for MemoryFile {
             return Err(io::Error::from_raw_os_error(5));
         }
         let mut count = bytes.len();
-        if take(&mut world.faults.short) {
+        let held = world.hold == Some(Hold::Write);
+        if held || take(&mut world.faults.short) {
             count = (count / 2).max(1);
         }
         if let Some(space) = world.faults.space {
@@ -221,6 +261,10 @@ impl DiskFile for MemoryFile {
         }
         content.seen[from..to].copy_from_slice(&bytes[..count]);
         content.dirty.extend(from / PAGE..=(to - 1) / PAGE);
+        drop(world);
+        if held {
+            self.0.stop_at(Hold::Write);
+        }
         Ok(count)
     }
 
@@ -234,6 +278,7 @@ impl DiskFile for MemoryFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        self.0.stop_at(Hold::Sync);
         let mut world = self.0.world();
         let failed = take(&mut world.faults.sync);
         let content = &mut world.files[self.1];

@@ -38,9 +38,10 @@ pub(crate) fn kinds() -> KindOf {
     })
 }
 
-/// Small segments, so that there are many.
+/// Small segments, so that there are many, and short pauses.
 pub(crate) fn settings() -> LogSettings {
-    LogSettings { segment_bytes: 4_096, ..LogSettings::new("log") }
+    let first_pause = Duration::from_millis(1);
+    LogSettings { segment_bytes: 4_096, ahead_bytes: 3_000, first_pause, ..LogSettings::new("log") }
 }
 
 pub(crate) fn room(name: &str) -> RoomId {

@@ -12,6 +12,7 @@ use tidegate::engine::level::LevelKey;
 use tidegate::engine::room::{Outcome, Refusal, Replay};
 use tidegate::engine::settings::RoomSettings;
 use tidegate::engine::time::Time;
+use tidegate::engine::visitors::Users;
 
 /// Kind, user, key.
 type Name = (Arc<str>, Option<Arc<str>>, Arc<str>);
@@ -175,6 +176,8 @@ impl Model {
             seq: Seq(self.flushed.0),
             important: ImportantNo(self.flushed.1),
             online: self.online.0,
+            // Nobody is announced here by name.
+            users: Users { count: 0, exact: true },
             state,
             totals,
         }

@@ -14,6 +14,7 @@ pub(super) struct Incoming {
     pub(super) joined: Option<Joined>,
     pub(super) frame: Option<Frame>,
     pub(super) gap: Option<Gap>,
+    pub(super) missed: Option<Missed>,
     pub(super) error: Option<Failure>,
     pub(super) goaway: Option<Goaway>,
     pub(super) ping: Option<Value>,
@@ -27,6 +28,7 @@ pub(super) struct Incoming {
 pub(super) struct Welcome {
     pub(super) session: String,
     pub(super) ping_interval_ms: Option<u64>,
+    pub(super) ack_slot: u16,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -38,6 +40,8 @@ pub(super) struct Joined {
     pub(super) important: u64,
     pub(super) online: u64,
     pub(super) recovered: bool,
+    pub(super) missed: Option<Missed>,
+    pub(super) rebased: bool,
     pub(super) state: Vec<Event>,
     pub(super) totals: Vec<Total>,
 }
@@ -54,11 +58,31 @@ pub(super) struct Frame {
     pub(super) totals: Vec<Total>,
     pub(super) dropped: BTreeMap<String, u64>,
     pub(super) online: Option<u64>,
+    pub(super) ack: Option<Asked>,
+}
+
+/// How important events are to be acknowledged.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Asked {
+    pub(super) one_in: u32,
+    pub(super) within_ms: u64,
+    pub(super) digest_from: Option<u64>,
+}
+
+/// Important events that are to be pulled.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Missed {
+    pub(super) from: u64,
+    pub(super) to: u64,
+    pub(super) within_ms: u64,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Event {
+    pub(super) id: String,
     pub(super) kind: String,
     pub(super) user: String,
     pub(super) seq: Option<u64>,

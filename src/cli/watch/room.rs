@@ -5,12 +5,14 @@
 //! important events none may be missing: a frame names the latest, so one look
 //! shows what to pull.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use serde_json::json;
 
-use super::message::{Event, Frame, Incoming, Joined};
+use super::message::{Asked, Event, Frame, Incoming, Joined, Missed};
+use crate::engine::digest;
+use crate::engine::ids::ImportantNo;
 
 /// Important numbers beyond a hole that are remembered while it is filled.
 const MAX_BEYOND: usize = 1_024;
@@ -20,6 +22,8 @@ const MAX_BEYOND: usize = 1_024;
 pub(super) enum Step {
     /// Send this.
     Send(String),
+    /// Do this at a random moment within so long.
+    Later(Duration, Later),
     /// The server pings this often.
     PingInterval(Duration),
     /// When the connection ends, come back after this long.
@@ -28,6 +32,19 @@ pub(super) enum Step {
     Again(Duration, String),
     /// There is no use in coming back.
     Stop(String),
+}
+
+/// What can wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Later {
+    /// Acknowledge what has come by then.
+    Ack,
+    /// Ask for what is still missing by then, up to this number.
+    Pull(u64),
+    /// Ask for these again, although they have come.
+    Again(u64, u64),
+    /// Say what has come of these, up to what has come by then.
+    Digest(u64),
 }
 
 /// Where the client stands in the room.
@@ -40,8 +57,12 @@ pub(super) struct Room {
     seq: u64,
     /// Everything important up to here has come.
     important: u64,
+    /// Hashes of the newest, by number, for a digest.
+    hashes: VecDeque<(u64, u32)>,
     /// Important numbers that came beyond it.
     beyond: BTreeSet<u64>,
+    /// Says which samples of acknowledgements we belong to.
+    slot: u16,
     /// What was last asked for: from where, up to where.
     pulled: (u64, u64),
     /// The server no longer has what was asked for.
@@ -57,7 +78,9 @@ impl Room {
             epoch: None,
             seq: 0,
             important: 0,
+            hashes: VecDeque::new(),
             beyond: BTreeSet::new(),
+            slot: 0,
             pulled: (0, 0),
             gone: false,
         }
@@ -65,7 +88,7 @@ impl Room {
 
     /// The message that joins, and says where we left off.
     pub(super) fn join(&self, token: &str) -> String {
-        let mut join = json!({"room": self.name, "token": token});
+        let mut join = json!({"room": self.name, "token": token, "acks": true});
         if let Some(epoch) = self.epoch {
             let (seq, important) = (self.seq, self.important);
             join["resume"] = json!({"epoch": epoch, "seq": seq, "important": important});
@@ -99,6 +122,9 @@ impl Room {
         if incoming.ping.is_some() {
             steps.push(Step::Send(json!({"pong": {}}).to_string()));
         }
+        if let Some(welcome) = &incoming.welcome {
+            self.slot = welcome.ack_slot;
+        }
         if let Some(interval) = incoming.welcome.as_ref().and_then(|w| w.ping_interval_ms) {
             steps.push(Step::PingInterval(Duration::from_millis(interval)));
         }
@@ -107,6 +133,11 @@ impl Room {
         }
         if let Some(failure) = &incoming.error {
             self.gone |= failure.code == "history_gone";
+            if failure.code == "pull_limited" {
+                let after = Duration::from_millis(failure.retry_after_ms.unwrap_or(1_000));
+                let wanted = std::mem::take(&mut self.pulled).1;
+                steps.push(Step::Later(after, Later::Pull(wanted)));
+            }
             let why = || format!("{}: {}", failure.code, failure.reason);
             if !self.joined && !failure.temporary {
                 steps.push(Step::Stop(why()));
@@ -119,6 +150,12 @@ impl Room {
         }
         if let Some(gap) = &incoming.gap {
             self.seq = self.seq.max(gap.last_seq);
+        }
+        if let Some(Missed { from, to, within_ms }) = incoming.missed {
+            self.pulled = (0, 0);
+            let known = to <= self.important;
+            let what = if known { Later::Again(from, to) } else { Later::Pull(to) };
+            steps.push(Step::Later(Duration::from_millis(within_ms), what));
         }
         if let Some(frame) = &incoming.frame {
             self.frame(frame, &mut steps);
@@ -136,10 +173,14 @@ impl Room {
         }
         self.seq = joined.seq;
         if known {
-            self.pull(joined.important, steps);
+            // The rest of what we have not follows by itself.
+            if let Some(missed) = joined.missed {
+                self.pull(missed.to, steps);
+            }
         } else {
             self.important = joined.important;
             self.beyond.clear();
+            self.hashes.clear();
         }
     }
 
@@ -149,6 +190,7 @@ impl Room {
             self.seq = frame.first_seq.saturating_sub(1);
             self.important = 0;
             self.beyond.clear();
+            self.hashes.clear();
             self.pulled = (0, 0);
         }
         if frame.first_seq <= frame.last_seq {
@@ -161,6 +203,15 @@ impl Room {
             let first = numbers.first().map_or(self.pulled.1, |first| first - 1);
             self.important = self.important.max(first);
         }
+        let new = frame.events.iter().filter(|event| !self.seen(event));
+        let hashes: Vec<(u64, u32)> = new
+            .filter_map(|event| Some((event.important?, &event.id)))
+            .map(|(number, id)| (number, digest::hash(ImportantNo(number), id)))
+            .collect();
+        self.hashes.extend(hashes);
+        while self.hashes.len() > MAX_BEYOND {
+            self.hashes.pop_front();
+        }
         self.beyond.extend(numbers.into_iter().filter(|no| *no > self.important));
         while self.beyond.remove(&(self.important + 1)) {
             self.important += 1;
@@ -169,11 +220,63 @@ impl Room {
         while self.beyond.len() > MAX_BEYOND {
             self.beyond.pop_last();
         }
-        if self.important > before {
-            let ack = json!({"ack": {"room": self.name, "important": self.important}});
-            steps.push(Step::Send(ack.to_string()));
+        let answers_pull = self.pulled.1 > 0 && frame.first_seq > frame.last_seq;
+        match frame.ack {
+            Some(Asked { one_in, within_ms, digest_from })
+                if u32::from(self.slot) < 65_536 / one_in.max(1) =>
+            {
+                let within = Duration::from_millis(within_ms);
+                steps.push(Step::Later(within, Later::Ack));
+                steps.extend(digest_from.map(|from| Step::Later(within, Later::Digest(from))));
+            }
+            None if answers_pull && self.important > before => {
+                steps.push(Step::Later(Duration::ZERO, Later::Ack));
+            }
+            _ => {}
         }
         self.pull(frame.important, steps);
+    }
+
+    /// What was put off is due.
+    pub(super) fn due(&mut self, later: Later) -> Option<String> {
+        let mut steps = Vec::new();
+        match later {
+            Later::Ack => {
+                let ack = json!({"ack": {"room": self.name, "important": self.important}});
+                return self.joined.then(|| ack.to_string());
+            }
+            Later::Pull(to) => self.pull(to, &mut steps),
+            Later::Digest(from) => return self.digest(from),
+            Later::Again(from, to) => {
+                let pull = json!({"pull": {"room": self.name, "from": from, "to": to}});
+                return self.joined.then(|| pull.to_string());
+            }
+        }
+        match steps.pop() {
+            Some(Step::Send(pull)) if self.joined => Some(pull),
+            _ => None,
+        }
+    }
+
+    /// What has come without a hole since `from`, but not before we came.
+    fn digest(&self, from: u64) -> Option<String> {
+        let first = self.hashes.iter().map(|(number, _)| *number).min()?.max(from);
+        let range = first..=self.important;
+        let hashes: Vec<u32> = self
+            .hashes
+            .iter()
+            .filter(|(no, _)| range.contains(no))
+            .map(|(_, hash)| *hash)
+            .collect();
+        let xor = hashes.iter().fold(0, |xor, hash| xor ^ hash);
+        let digest = json!({"room": self.name, "from": first, "to": self.important,
+            "count": hashes.len(), "xor": xor});
+        (self.joined && !range.is_empty()).then(|| json!({"digest": digest}).to_string())
+    }
+
+    /// What to say before leaving: of the newest hundred.
+    pub(super) fn farewell(&self) -> Option<String> {
+        self.digest(self.important.saturating_sub(99))
     }
 
     /// Asks for what is missing up to `latest`, once for every state of things.
@@ -234,9 +337,52 @@ mod tests {
     #[test]
     fn important_events_are_acknowledged_in_order() {
         let mut room = joined_at(5, 2);
-        let steps = room.receive(&frame(6, 7, 4, &[3, 4]));
-        assert_eq!(sent(&steps), [r#"{"ack":{"important":4,"room":"r"}}"#]);
-        assert!(room.receive(&frame(8, 8, 4, &[])).is_empty(), "nothing new to acknowledge");
+        assert!(room.receive(&frame(6, 7, 4, &[3, 4])).is_empty(), "nobody asked");
+        let mut asking = frame(8, 8, 5, &[5]);
+        let ask = |one_in| Some(Asked { one_in, within_ms: 70, digest_from: None });
+        asking.frame.as_mut().unwrap().ack = ask(1);
+        assert_eq!(room.receive(&asking), [Step::Later(Duration::from_millis(70), Later::Ack)]);
+        let ack = r#"{"ack":{"important":5,"room":"r"}}"#;
+        assert_eq!(room.due(Later::Ack).as_deref(), Some(ack));
+        room.slot = 40_000;
+        asking.frame.as_mut().unwrap().ack = ask(2);
+        assert!(room.receive(&asking).is_empty(), "in the other half");
+    }
+
+    #[test]
+    fn a_digest_covers_what_has_come_here_without_a_hole() {
+        let mut room = joined_at(5, 2);
+        assert_eq!(room.farewell(), None, "nothing came");
+        let event = |no: u64, id: &str| json!({"important": no, "id": id});
+        let frame = json!({"epoch": 7, "first_seq": 6, "last_seq": 9, "important": 6,
+            "ack": {"one_in": 1, "within_ms": 0, "digest_from": 1},
+            "events": [event(3, "a"), event(4, "b"), event(6, "d")]});
+        let steps = room.receive(&parse(&json!({"frame": frame}).to_string()));
+        assert!(steps.contains(&Step::Later(Duration::ZERO, Later::Digest(1))), "{steps:?}");
+        let xor = digest::hash(ImportantNo(3), "a") ^ digest::hash(ImportantNo(4), "b");
+        let said: serde_json::Value =
+            serde_json::from_str(&room.due(Later::Digest(1)).unwrap()).unwrap();
+        let expected = json!({"room": "r", "from": 3, "to": 4, "count": 2, "xor": xor});
+        assert_eq!(said["digest"], expected);
+        let told = parse(r#"{"missed":{"room":"r","from":3,"to":4,"within_ms":0}}"#);
+        let again = Later::Again(3, 4);
+        assert_eq!(room.receive(&told), [Step::Later(Duration::ZERO, again)]);
+        assert!(room.due(again).unwrap().contains("pull"), "though both have come");
+    }
+
+    #[test]
+    fn what_was_missed_is_pulled_when_told_unless_it_has_come() {
+        let mut room = joined_at(5, 2);
+        let told = parse(r#"{"missed":{"room":"r","from":3,"to":4,"within_ms":9}}"#);
+        let later = Later::Pull(4);
+        assert_eq!(room.receive(&told), [Step::Later(Duration::from_millis(9), later)]);
+        let pull = r#"{"pull":{"from":3,"room":"r","to":4}}"#;
+        assert_eq!(room.due(later).as_deref(), Some(pull));
+        let limited = r#"{"error":{"code":"pull_limited","temporary":true,"retry_after_ms":8}}"#;
+        let again = room.receive(&parse(limited));
+        assert_eq!(again, [Step::Later(Duration::from_millis(8), later)]);
+        room.receive(&frame(9, 8, 4, &[3, 4]));
+        assert_eq!(room.due(later), None);
     }
 
     #[test]
@@ -247,7 +393,8 @@ mod tests {
         assert!(room.receive(&frame(7, 7, 5, &[])).is_empty(), "asked already");
         // The answer carries no numbers of the ordered stream.
         let steps = room.receive(&frame(9, 8, 5, &[3, 4, 5]));
-        assert_eq!(sent(&steps), [r#"{"ack":{"important":5,"room":"r"}}"#]);
+        assert_eq!(steps, [Step::Later(Duration::ZERO, Later::Ack)]);
+        assert_eq!(room.due(Later::Ack).as_deref(), Some(r#"{"ack":{"important":5,"room":"r"}}"#));
         assert_eq!(room.missing(frame(8, 8, 5, &[]).frame.as_ref().unwrap()), None);
     }
 
@@ -256,8 +403,8 @@ mod tests {
         let mut room = joined_at(5, 0);
         room.receive(&frame(6, 6, 9, &[9]));
         room.receive(&parse(r#"{"error":{"code":"history_gone","temporary":false}}"#));
-        let steps = room.receive(&frame(7, 6, 9, &[8, 9]));
-        assert_eq!(sent(&steps), [r#"{"ack":{"important":9,"room":"r"}}"#]);
+        room.receive(&frame(7, 6, 9, &[8, 9]));
+        assert_eq!(room.due(Later::Ack).as_deref(), Some(r#"{"ack":{"important":9,"room":"r"}}"#));
     }
 
     #[test]
@@ -289,10 +436,25 @@ mod tests {
     }
 
     #[test]
-    fn important_events_that_went_by_while_away_are_pulled() {
+    fn important_events_that_do_not_follow_are_pulled() {
         let mut room = joined_at(5, 2);
-        let steps = room.receive(&parse(r#"{"joined":{"epoch":7,"seq":9,"important":4}}"#));
+        let follows = r#"{"joined":{"epoch":7,"seq":9,"important":4}}"#;
+        assert!(room.receive(&parse(follows)).is_empty(), "they follow by themselves");
+        let text = r#"{"joined":{"epoch":7,"seq":9,"important":4,"missed":{"from":3,"to":4}}}"#;
+        let steps = room.receive(&parse(text));
         assert_eq!(sent(&steps), [r#"{"pull":{"from":3,"room":"r","to":4}}"#]);
+    }
+
+    #[test]
+    fn skipping_ahead_asks_for_nothing_and_misses_nothing_unannounced() {
+        let mut room = joined_at(5, 2);
+        room.receive(&parse(r#"{"gap":{"first_seq":6,"last_seq":9,"dropped":{"chat":3}}}"#));
+        // What is owed comes without numbers, then the state.
+        room.receive(&frame(10, 9, 3, &[3]));
+        let rebased = r#"{"joined":{"epoch":7,"seq":9,"important":3,"rebased":true}}"#;
+        assert_eq!(room.missed(parse(rebased).joined.as_ref().unwrap()), None);
+        assert!(room.receive(&parse(rebased)).is_empty());
+        assert_eq!(room.missing(frame(10, 11, 3, &[]).frame.as_ref().unwrap()), None);
     }
 
     #[test]

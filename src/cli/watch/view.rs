@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::super::terminal::{Paint, clean};
-use super::message::{Event, Failure, Frame, Gap, Incoming, Joined, Total};
+use super::message::{Event, Failure, Frame, Gap, Incoming, Joined, Missed, Total};
 use super::room::Room;
 use crate::engine::time::Time;
 
@@ -45,6 +45,10 @@ impl View {
         if let Some(gap) = &incoming.gap {
             lines.push(self.gap(gap, now));
         }
+        if let Some(Missed { from, to, .. }) = incoming.missed {
+            let text = format!("important {} missed, to be pulled", range(from, to));
+            lines.push(self.paint.red(&text));
+        }
         if let Some(Failure { code, reason, .. }) = &incoming.error {
             let text = format!("error {}: {}", clean(code, MAX_NAME), clean(reason, MAX_PAYLOAD));
             lines.push(self.paint.red(&text));
@@ -57,7 +61,11 @@ impl View {
     }
 
     fn joined(&self, joined: &Joined, room: &Room, now: Time, lines: &mut Vec<String>) {
-        let how = if joined.recovered { ", recovered" } else { "" };
+        let how = match (joined.rebased, joined.recovered) {
+            (true, _) => ", sent anew since this viewer was slow",
+            (_, true) => ", recovered",
+            _ => "",
+        };
         lines.push(self.paint.bold(&format!(
             "{}: epoch {}, seq {}, important {}, online {}{how}",
             clean(&joined.room, MAX_NAME),
@@ -244,6 +252,12 @@ mod tests {
         assert_eq!(lines[0], "r: epoch 1, seq 4, important 2, online 3");
         assert!(lines[1].starts_with("state    product_card tea"), "{lines:?}");
         assert_eq!(lines[2].trim(), "like = 5");
+    }
+
+    #[test]
+    fn a_slow_viewer_is_told_that_it_goes_on_from_here() {
+        let lines = show(&json!({"joined": {"room": "r", "epoch": 1, "seq": 9, "rebased": true}}));
+        assert!(lines[0].ends_with("online 0, sent anew since this viewer was slow"), "{lines:?}");
     }
 
     #[test]

@@ -128,7 +128,7 @@ class Connection {
     this.patience = 30_000;
     this.listen();
     socket.onopen = () => {
-      const join = { room: this.session.room, token: this.session.viewer_token };
+      const join = { room: this.session.room, token: this.session.viewer_token, acks: true };
       if (this.resume) join.resume = this.resume;
       this.send("join", join);
     };
@@ -158,6 +158,7 @@ class Connection {
         this.send("pong", {});
         return;
       case "welcome":
+        important.slot = body.ack_slot ?? 0;
         if (body.ping_interval_ms > 0) this.patience = body.ping_interval_ms * 2 + 5_000;
         break;
       case "joined":
@@ -170,6 +171,7 @@ class Connection {
         break;
       case "error":
         this.refusal = `${body.code}: ${body.reason}`;
+        if (body.code === "pull_limited") important.again(body.retry_after_ms ?? 1_000);
         if (this.joined) break;
         if (body.temporary === false) this.stop(this.refusal);
         else if (body.retry_after_ms != null) {
@@ -541,12 +543,116 @@ const packet = {
 $("packet-open").addEventListener("click", () => packet.open());
 $("packet-close").addEventListener("click", () => packet.next());
 
+// ---- what must not be missed ----------------------------------------------------------
+
+/** 32-bit FNV-1a of the UTF-8 bytes. */
+function fnv1a(text) {
+  let hash = 0x811c9dc5;
+  for (const byte of new TextEncoder().encode(text)) hash = Math.imul(hash ^ byte, 0x01000193) >>> 0;
+  return hash;
+}
+
+/**
+ * The important events: numbered without a hole, so that one missing is seen at once, and
+ * a repetition too. What is missing is pulled, what has come is acknowledged as asked.
+ */
+const important = {
+  upTo: 0,
+  beyond: new Set(),
+  slot: 0,
+  asked: 0,
+  /** The server no longer has all that was asked for: what comes next is all there is. */
+  gone: false,
+  /** Hashes of the newest, by number, for a digest. */
+  hashes: new Map(),
+  ackTimer: 0,
+  pullTimer: 0,
+
+  /** Where we stand when a connection has joined. */
+  joined(body, resume) {
+    clearTimeout(this.ackTimer);
+    clearTimeout(this.pullTimer);
+    [this.ackTimer, this.pullTimer, this.asked] = [0, 0, 0];
+    if (body.rebased || resume?.epoch === body.epoch) {
+      // What came between follows by itself, but for what is named here.
+      if (body.missed) this.pull(body.missed.to);
+      return;
+    }
+    this.upTo = body.important;
+    this.beyond.clear();
+    this.hashes.clear();
+  },
+
+  /** The events of a frame that were not here before. */
+  take(frame) {
+    if (this.gone) {
+      const first = (frame.events ?? []).find((event) => event.important != null)?.important;
+      this.upTo = Math.max(this.upTo, first == null ? this.asked : first - 1);
+      this.gone = false;
+    }
+    const fresh = (frame.events ?? []).filter(
+      ({ important: number }) => number == null || (number > this.upTo && !this.beyond.has(number)),
+    );
+    for (const { important: number, id } of fresh) {
+      if (number == null) continue;
+      this.beyond.add(number);
+      this.hashes.set(number, fnv1a(`${number}:${id}`));
+      if (this.hashes.size > 1_000) this.hashes.delete(this.hashes.keys().next().value);
+    }
+    while (this.beyond.delete(this.upTo + 1)) this.upTo += 1;
+    if (frame.ack && this.slot < 65_536 / frame.ack.one_in) this.acknowledge(frame.ack, frame.room);
+    else if (this.asked > 0 && frame.first_seq > frame.last_seq) this.acknowledge({ within_ms: 0 }, frame.room);
+    this.pull(frame.important);
+    return fresh;
+  },
+
+  /** At a random moment, and for all that has come by then. */
+  acknowledge({ within_ms: within, digest_from: from }, room) {
+    if (from != null) setTimeout(() => this.digest(from, room), Math.random() * within);
+    if (this.ackTimer) return;
+    this.ackTimer = setTimeout(() => {
+      this.ackTimer = 0;
+      connection.send("ack", { room, important: this.upTo });
+    }, Math.random() * within);
+  },
+
+  /** What came here without a hole since `from`, for the server to compare with its own. */
+  digest(from, room) {
+    if (this.hashes.size === 0) return;
+    const first = Math.max(from, Math.min(...this.hashes.keys()));
+    const mine = [...this.hashes].filter(([number]) => number >= first && number <= this.upTo);
+    if (mine.length === 0) return;
+    const xor = mine.reduce((sum, [, hash]) => (sum ^ hash) >>> 0, 0);
+    connection.send("digest", { room, from: first, to: this.upTo, count: mine.length, xor });
+  },
+
+  pull(latest) {
+    if (latest <= this.upTo || latest <= this.asked) return;
+    if (connection.send("pull", { room: connection.session.room, from: this.upTo + 1, to: latest })) this.asked = latest;
+  },
+
+
+  again(after) {
+    const wanted = this.asked;
+    this.asked = 0;
+    clearTimeout(this.pullTimer);
+    this.pullTimer = setTimeout(() => this.pull(wanted), after);
+  },
+
+  missed({ from, to, within_ms: within }) {
+    this.asked = 0;
+    clearTimeout(this.pullTimer);
+    // They may have come already, but not the same as were sent.
+    const again = () => connection.send("pull", { room: connection.session.room, from, to });
+    this.pullTimer = setTimeout(to > this.upTo ? () => this.pull(to) : again, Math.random() * within);
+  },
+};
+
 // ---- the numbers of the room --------------------------------------------------------
 
 const meter = {
   seq: null,
   important: null,
-  acked: 0,
   missed: 0,
   frames: 0,
   actions: 0,
@@ -576,9 +682,11 @@ const meter = {
     for (const event of frame.events ?? []) this.ages.push(Math.max(0, now - event.time_ms));
     this.ages = this.ages.slice(-LIMITS.ages);
     this.wires = [...this.wires, Math.max(0, now - frame.time_ms)].slice(-LIMITS.ages);
+    this.important = important.upTo;
+    // Without numbers of its own it brings what was asked for, or missed.
+    if (frame.first_seq > frame.last_seq) return;
     if (this.seq !== null && frame.first_seq > this.seq + 1) this.miss(frame.first_seq - this.seq - 1);
-    this.seq = frame.last_seq;
-    this.important = frame.important;
+    this.seq = Math.max(this.seq ?? 0, frame.last_seq);
   },
 
   miss(count) {
@@ -785,7 +893,7 @@ function showFrame(frame) {
     if (total.kind === "like") {
       likes.set(total.sum);
       likes.add(total.delta);
-    } else if (total.kind === "gift") combos.set(`${total.user ?? ""}\n${total.key}`, total.sum);
+    } else if (total.kind === "gift" && total.delta !== 0) combos.set(`${total.user ?? ""}\n${total.key}`, total.sum);
   }
   for (const [combo, sum] of combos) {
     const cut = combo.indexOf("\n");
@@ -836,9 +944,11 @@ function showStream(event) {
 
 function showJoined(body) {
   const resumed = body.recovered === true && connection.resume?.epoch === body.epoch;
-  if (meter.seq !== null && !resumed) chat.add([chat.note("Back in the room; what came between is not shown.")]);
+  if (body.rebased) chat.add([chat.note("This viewer was sent less for a while; from here on it is up to date.", true)]);
+  else if (meter.seq !== null && !resumed) chat.add([chat.note("Back in the room; what came between is not shown.")]);
   meter.seq = resumed ? connection.resume.seq : body.seq;
-  meter.important = body.important;
+  important.joined(body, connection.resume);
+  meter.important = important.upTo;
   const epoch = String(body.epoch);
   $("n-epoch").textContent = epoch.length > 9 ? `…${epoch.slice(-8)}` : epoch;
   $("n-epoch").title = epoch;
@@ -855,13 +965,9 @@ function showJoined(body) {
   remember(body);
 }
 
-/** Where to resume, and the acknowledgement of what must not be lost. */
+/** Where to resume. */
 function remember(body) {
-  connection.resume = { epoch: body.epoch, seq: meter.seq, important: meter.important };
-  if (meter.important > meter.acked || body.recovered !== undefined) {
-    meter.acked = meter.important;
-    if (meter.acked > 0) connection.send("ack", { room: body.room, important: meter.acked });
-  }
+  connection.resume = { epoch: body.epoch, seq: meter.seq, important: important.upTo };
 }
 
 function showGap(gap) {
@@ -878,6 +984,7 @@ function onMessage(name, body, text) {
       showJoined(body);
       break;
     case "frame":
+      body.events = important.take(body);
       meter.frame(body, text.length, now);
       if (body.online != null) $("online").textContent = short(body.online);
       showFrame(body);
@@ -886,10 +993,15 @@ function onMessage(name, body, text) {
     case "gap":
       showGap(body);
       break;
+    case "missed":
+      important.missed(body);
+      chat.add([chat.note(`Asking again for ${plural(body.to - body.from + 1, "event")} that must not be missed.`, true)]);
+      break;
     case "rejected":
       refused(body);
       break;
     case "error":
+      if (body.code === "history_gone") important.gone = true;
       toast(`${body.code}: ${body.reason}`);
       break;
   }

@@ -39,6 +39,10 @@ const FIRST_SAMPLES: u64 = 100;
 const SPARE_CHECK: Duration = Duration::from_millis(100);
 /// Share of a window without work that counts as spare capacity.
 const SPARE: f64 = 0.1;
+/// So much rest, in microseconds, is evidence enough before that: a queue that is
+/// kept filled is not empty for two services by chance, but it is when what mattered
+/// most has become the least.
+const SPARE_REST: f64 = 8_000.0;
 /// Evicted work, as a share of admitted work, that is no noise.
 const EVICTED: f64 = 0.02;
 /// Multiples of that, beyond the margin, which contradict the level.
@@ -272,7 +276,7 @@ impl Controller {
         let queue = settings.queue.as_micros() as f64 * self.capacity;
         let onset = window.evictions >= settings.min_requests && window.evicted >= 2.0 * queue;
         let spare = !self.level.is_open()
-            && age >= SPARE_CHECK
+            && (age >= SPARE_CHECK || age >= SHORTEST && window.rested >= SPARE_REST)
             && window.rested >= SPARE * age.as_micros() as f64;
         let first = !self.has_measured() && window.chain >= FIRST_SAMPLES;
         if full || age >= SHORTEST && (onset || first || self.overfull) || spare {

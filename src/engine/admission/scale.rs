@@ -27,12 +27,15 @@ const STEPS: usize = 17;
 const FIRST: f64 = 0.3;
 const BETWEEN: f64 = 0.1;
 /// Backlog at which callers are told to send the capacity, in microseconds:
-/// enough that the queue is seldom empty, and a third of what it may hold.
-const AIM: f64 = 14_000.0;
+/// half of what it may hold. With a third of it goodput was 0.3 % higher, but who
+/// ignored the advice had 1.14 times the success of who kept to it, and 1.09 times
+/// with half of it: the less the advice asks for, the more lies between it and the
+/// level.
+const AIM: f64 = 20_000.0;
 /// How much more, as a share of the capacity, they are told to send when nothing
 /// waits. Large, for where most calls belong to work that has begun, advice moves
 /// only the small part that is new.
-const GAIN: f64 = 1.2;
+const GAIN: f64 = 1.8;
 /// After this much rest, with never more than one waiting, a level is out of date.
 const IDLE: Duration = Duration::from_millis(4);
 /// Share of requests that may have come under narrower advice than what a window
@@ -147,7 +150,8 @@ mod tests {
         let level = AdmissionLevel::inside(3 * 128, 0.0);
         let told = |backlog| place(scale.advised(backlog, level, AdmissionLevel::SHUT));
         assert!((told(AIM) - 2.0).abs() < 0.02, "the capacity: {}", told(AIM));
-        assert!((told(AIM * 1.5) - 0.8).abs() < 0.02, "{}", told(AIM * 1.5));
+        let less = 2.0 * (1.0 - GAIN / 4.0);
+        assert!((told(AIM * 1.25) - less).abs() < 0.02, "{}", told(AIM * 1.25));
         assert!((told(0.0) - 3.0).abs() < 0.02, "not more than the server lets in: {}", told(0.0));
         assert!((told(1e9) - 0.6).abs() < 0.02, "{}", told(1e9));
     }

@@ -363,6 +363,36 @@ fn a_pinned_level_stands_until_it_is_given_back() {
 }
 
 #[test]
+fn a_refused_request_is_not_judged_anew_when_it_is_sent_again_at_once() {
+    let mut bench = Bench::new(14);
+    bench.run(5, 5.0);
+    let (start, mut shed) = (bench.now, Vec::new());
+    let admission = &mut bench.admission;
+    while admission.take(start, &mut shed).is_some() {}
+    let entry = |tier, now| Entry {
+        item: false,
+        priority: Priority::new(Tier(tier), 100, 9),
+        room: 7,
+        cost: SERVICE,
+        arrived: now,
+        deadline: None,
+    };
+    let mut refused = |tier, now, admission: &mut Admission<bool>| {
+        shed.clear();
+        admission.offer(entry(tier, now), now, &mut shed);
+        shed.iter().any(|(_, why)| *why == Shed::Level)
+    };
+    // Something waits, or the server would take anything.
+    assert!(!refused(0, start, admission));
+    assert!(refused(7, start, admission));
+    admission.pin(Some(AdmissionLevel::inside(8 * 128, 0.0)));
+    let soon = start + Duration::from_millis(30);
+    assert!(refused(7, soon, admission), "although the level has become wider");
+    assert!(!refused(6, soon, admission), "another request");
+    assert!(!refused(7, start + Duration::from_millis(50), admission), "it has waited");
+}
+
+#[test]
 fn the_ledger_balances() {
     let mut bench = Bench::new(12);
     bench.run(10, 3.0);

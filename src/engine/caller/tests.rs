@@ -93,6 +93,7 @@ fn every_place_in_a_batch_is_probed() {
 #[test]
 fn a_retry_that_would_be_refused_costs_no_budget() {
     let mut caller = caller();
+    caller.learn(AdmissionLevel::SHUT, SECOND, START);
     caller.learn(tier_three(), SECOND, START);
     for _ in 0..1_000 {
         assert!(!caller.retry(tier(3), START));
@@ -100,9 +101,31 @@ fn a_retry_that_would_be_refused_costs_no_budget() {
     let allowed = (0..1_000).filter(|_| caller.retry(tier(2), START)).count();
     assert_eq!(allowed, 15, "half of three seconds of ten");
     let begun = (0..1_000).filter(|_| caller.proceed_again(tier(2), START)).count();
-    assert_eq!(begun, 15, "the other half");
+    assert_eq!(begun, 12, "all but a tenth");
     assert_eq!(caller.stats().retries_shed, 1_000);
-    assert_eq!(caller.stats().retries_exhausted, 1_970);
+    assert_eq!(caller.stats().retries_exhausted, 1_973);
+}
+
+#[test]
+fn the_last_of_the_budget_is_for_what_every_level_of_late_admits() {
+    let mut caller = caller();
+    let tier_one = AdmissionLevel::from_wire(1, 0, Some(0.0));
+    caller.learn(tier_one, SECOND, START);
+    caller.learn(tier_three(), SECOND, START);
+    let retries = |caller: &mut Caller, priority| {
+        (0..1_000).filter(|_| caller.retry(priority, START)).count()
+    };
+    assert_eq!(retries(&mut caller, tier(2)), 15);
+    assert_eq!(retries(&mut caller, tier(0)), 15, "the narrowest level admits it");
+    // An open level says nothing of what matters.
+    let mut calm = Caller::new(CallerSettings::default(), START);
+    calm.learn(AdmissionLevel::OPEN, SECOND, START);
+    assert_eq!(retries(&mut calm, tier(0)), 15);
+    // And half a second later the narrow one is forgotten.
+    caller.learn(tier_three(), SECOND, START + SECOND / 2);
+    let later = START + SECOND * 4 / 5;
+    let paid = (0..1_000).filter(|_| caller.retry(tier(2), later)).count();
+    assert_eq!(paid, 8, "all that 0.8 s have paid, ten a second");
 }
 
 #[test]

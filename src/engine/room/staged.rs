@@ -226,6 +226,12 @@ impl Room {
         Some(self.staged.reserved)
     }
 
+    /// The log forgets what it does not hear of: the next
+    /// [`take_reservation`](Room::take_reservation) repeats the last.
+    pub fn renew_reservation(&mut self) {
+        self.staged.reserved = Seq(0);
+    }
+
     /// The last number given, for the log of a room that is going to sleep.
     #[must_use]
     pub fn last_reservation(&self) -> Option<Seq> {
@@ -275,6 +281,14 @@ impl Room {
             Some(last) => last.event.important.unwrap_or_default(),
             None => self.committed,
         };
+        // Numbers that stay unused are no reason for a frame.
+        let nothing = self.staged.is_empty()
+            && self.pending.is_empty()
+            && self.drops.list().is_empty()
+            && self.open.absorbed == [0; 3];
+        if nothing {
+            self.open.since = None;
+        }
     }
 
     /// Nobody is there: lets go of what only viewers need, and keeps what makes
@@ -391,6 +405,7 @@ mod tests {
         stage(&mut room, "b", START);
         room.log_failed(ImportantNo(1));
         assert!(!room.awaits_log());
+        assert_eq!(room.next_flush(), None, "nothing happened");
         assert_eq!(room.stats().refused[Refusal::LogUnavailable.index()], 2);
         assert_eq!(stage(&mut room, "a", at(1)), ImportantNo(1), "the id is free again");
         room.logged(ImportantNo(1), at(2));

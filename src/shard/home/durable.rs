@@ -205,6 +205,21 @@ impl Homes {
         }
     }
 
+    /// The log forgets rooms that it has not heard of for its retention time,
+    /// although they may live on talk alone.
+    pub(super) fn renew_reservations(&mut self, now: Time) {
+        let Some(durable) = self.durable.as_mut() else { return };
+        let stale = self.settings.retention / 4;
+        for (id, home) in &mut self.rooms {
+            if home.room.last_reservation().is_some() && now.since(home.logged_at) >= stale {
+                home.logged_at = now;
+                home.room.renew_reservation();
+                durable.unlogged.push(id.clone());
+            }
+        }
+        self.submit();
+    }
+
     /// Tells the log where each room's numbers end, so that none is skipped
     /// after an orderly end.
     pub fn reserve_exactly(&mut self) {

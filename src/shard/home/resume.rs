@@ -148,7 +148,7 @@ impl HomeRoom {
             };
             Arc::new(SharedFrame::new(frame, compression))
         });
-        let recovery = Recovery { recovered, missed };
+        let recovery = Recovery { recovered, missed, ..Recovery::default() };
         let snapshot = Arc::new(SharedSnapshot::new(snapshot, recovery, compression));
         Entrance { snapshot, resume: Some(from), replay }
     }

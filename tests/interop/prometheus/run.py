@@ -25,7 +25,11 @@ small_room_viewers = 0
 frame_bytes = 65536
 
 [delivery]
-backlog_bytes = 65536
+no_sampled_bytes = 65536
+totals_only_bytes = 98304
+important_only_bytes = 131072
+rebase_bytes = 196608
+rebase_ms = 10000
 drain_timeout_ms = 5000
 """
 VARIABLES = {

@@ -1,0 +1,199 @@
+//! What slow viewers ask of their rooms' homes, and what they make of the
+//! answers: the newest totals or the whole state for a viewer that was not sent
+//! some of it, and the state with the important events it is owed for one that
+//! skipped ahead.
+//!
+//! A viewer stays a member of its room meanwhile: the room's count of viewers
+//! does not flicker, and every frame that it is not sent is booked as lost.
+//!
+//! An answer covers every frame that reached this shard before it, and none
+//! after: the mailbox keeps order, and a home makes no frame before the last is
+//! out. So it is applied when the frame on its way here is out, and before the
+//! home hears of that. Nothing is then missed or comes twice, as in a join.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Shard;
+use super::connection::ViewerKey;
+use super::peers::{Asker, Message, Path as _, Placement as _};
+use super::room::BACKLOGGED;
+use super::stats::ShardStats;
+use crate::engine::delivery::owed::Owed;
+use crate::engine::delivery::{Ask, Delivery, Wanted};
+use crate::engine::ids::ImportantNo;
+use crate::engine::room::Replay;
+use crate::engine::time::Time;
+use crate::wire::Format;
+use crate::wire::close::CloseReason;
+use crate::wire::shared::{SharedFrame, SharedSnapshot, ViewerFrame};
+
+/// Where a room stands, for one slow viewer.
+#[derive(Debug)]
+pub struct Located {
+    /// Who asked.
+    pub viewer: ViewerKey,
+    /// What.
+    pub ask: Ask,
+    /// As of the last frame.
+    pub snapshot: Arc<SharedSnapshot>,
+    /// Important events from `ask.from` on, if it asked for any.
+    pub owed: Option<Replay>,
+}
+
+/// Answers on hold, and the last debt that was written down.
+#[derive(Debug, Default)]
+pub struct Rebases {
+    parked: Vec<Located>,
+    last: Option<Piece>,
+}
+
+/// A piece of what is owed from one number on. After a stall that many viewers
+/// share it is the same for all of them.
+#[derive(Debug)]
+struct Piece {
+    snapshot: Arc<SharedSnapshot>,
+    from: ImportantNo,
+    bytes: usize,
+    owed: Owed,
+    frame: Option<Arc<SharedFrame>>,
+}
+
+impl Rebases {
+    fn piece(&mut self, position: &Located, from: ImportantNo, bytes: usize, now: Time) -> &Piece {
+        let same = |last: &Piece| {
+            Arc::ptr_eq(&last.snapshot, &position.snapshot)
+                && (last.from, last.bytes) == (from, bytes)
+        };
+        let last = self.last.take().filter(same);
+        self.last.insert(last.unwrap_or_else(|| Piece::new(position, from, bytes, now)))
+    }
+
+    /// Gives a slow viewer what it asked for. `bytes`: of owed events at once.
+    pub fn apply(
+        &mut self,
+        position: &Located,
+        delivery: &mut Delivery<ViewerFrame>,
+        format: Format,
+        bytes: usize,
+        stats: &mut ShardStats,
+        now: Time,
+    ) {
+        let Located { ask, snapshot, .. } = position;
+        let room = &ask.room;
+        let owed_from = match delivery.wanted(room, ask.serial, ask.from) {
+            Wanted::Nothing => return,
+            Wanted::Totals => {
+                let totals = snapshot.totals(format, now).clone();
+                return delivery.retotalled(room, totals, &mut stats.delivery, now);
+            }
+            Wanted::State => {
+                let state = (snapshot.snapshot().seq, snapshot.rebased(format).clone());
+                return delivery.refreshed(room, state, &mut stats.delivery, now);
+            }
+            Wanted::Rebase(from) => from,
+        };
+        let nothing = Owed { events: Vec::new(), gone: 0, rest: None };
+        let (owed, frame) = match owed_from {
+            Some(from) => {
+                let piece = self.piece(position, from, bytes, now);
+                (&piece.owed, piece.frame.clone().map(|frame| ViewerFrame { frame, format }))
+            }
+            None => (&nothing, None),
+        };
+        let last_piece = owed.rest.is_none();
+        let joined = if last_piece { snapshot.rebased(format).clone() } else { Bytes::new() };
+        let state = (snapshot.snapshot().seq, joined);
+        delivery.rebased(room, owed, frame, state, &format, &mut stats.delivery, now);
+    }
+}
+
+impl Piece {
+    fn new(position: &Located, from: ImportantNo, bytes: usize, now: Time) -> Self {
+        let snapshot = Arc::clone(&position.snapshot);
+        let (events, more) =
+            position.owed.as_ref().map_or((Vec::new(), false), |r| (r.events.clone(), r.more));
+        let last = snapshot.snapshot().important;
+        let owed = Owed::within(events, from, last, more, bytes);
+        let frame = owed.frame(snapshot.snapshot(), now);
+        let frame = frame.map(|frame| Arc::new(SharedFrame::new(frame, snapshot.compression())));
+        Self { snapshot, from, bytes, owed, frame }
+    }
+}
+
+impl Shard {
+    /// A home's answer.
+    pub(super) fn located(&mut self, position: Located, now: Time) {
+        let Some(&index) = self.by_name.get(&position.ask.room) else { return };
+        let Some(room) = self.rooms[index as usize].as_ref() else { return };
+        if room.job.is_some() || !room.queue.is_empty() {
+            self.rebases.parked.push(position);
+        } else {
+            self.viewers.answer(&position, &mut self.rebases, &mut self.stats, now);
+        }
+    }
+
+    /// The frame of a room is out, and its home has not heard of it.
+    pub(super) fn apply_parked(&mut self, index: u32, now: Time) {
+        if self.rebases.parked.is_empty() {
+            return;
+        }
+        let Some(room) = self.rooms[index as usize].as_ref() else { return };
+        let here = |position: &mut Located| position.ask.room == room.id;
+        let positions: Vec<Located> = self.rebases.parked.extract_if(.., here).collect();
+        for position in positions {
+            self.viewers.answer(&position, &mut self.rebases, &mut self.stats, now);
+        }
+    }
+
+    /// Sends the questions of slow viewers, and notes when to look at them again.
+    pub(super) fn attend_slow(&mut self, now: Time) {
+        while let Some(index) = self.viewers.attention.pop() {
+            let Some(key) = self.viewers.key_of(index).filter(|key| self.viewers.is_open(*key))
+            else {
+                continue;
+            };
+            while let Some(ask) = self.viewers.poll_ask(index, now) {
+                let format = self.viewers.row(index).format;
+                let viewer = Asker { shard: self.id, viewer: key, format };
+                self.peers.send(self.peers.home_of(&ask.room), Message::Locate { viewer, ask });
+            }
+            self.schedule_slow(key, now);
+        }
+    }
+
+    /// Tells a viewer's rooms that it is slow, or is not any more.
+    pub(super) fn mark_backlog(&mut self, index: u32, now: Time) {
+        let Some(key) = self.viewers.key_of(index) else { return };
+        let backlogged = self.viewers.has_backlog(index);
+        for membership in &self.viewers.row(index).memberships {
+            let Some(room) = self.rooms[membership.room as usize].as_mut() else { continue };
+            if let Some(member) = room.members.get_mut(membership.member as usize) {
+                if backlogged {
+                    member.marks |= BACKLOGGED;
+                } else {
+                    member.marks &= !BACKLOGGED;
+                }
+            }
+        }
+        self.schedule_slow(key, now);
+    }
+
+    /// Time has come to look at a viewer, which may be slow. Returns whether it
+    /// stays.
+    pub(super) fn check_slow(&mut self, key: ViewerKey, now: Time) -> bool {
+        if !self.viewers.tick(key.index, &mut self.stats, now) {
+            self.viewers.end(key, CloseReason::Slow);
+            return false;
+        }
+        self.schedule_slow(key, now);
+        true
+    }
+
+    fn schedule_slow(&mut self, key: ViewerKey, now: Time) {
+        if let Some(deadline) = self.viewers.deadline(key.index) {
+            self.schedule(key, deadline.since(now));
+        }
+    }
+}

@@ -6,6 +6,7 @@
 //! [`ANSWER_WITHIN`] is stuck or overloaded, and a load balancer should know.
 
 mod overload;
+mod trace;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,13 +33,25 @@ use crate::ingress::stats::EdgeStats;
 use crate::log::{Log, LogState};
 use crate::shard::peers::{LocalShards, Message, Path as _};
 use crate::shard::stats::ShardStats;
-use crate::telemetry::{CONTENT_TYPE as METRICS_TYPE, Process, Scrape, render};
+use crate::telemetry::{CONTENT_TYPE as METRICS_TYPE, Process, Scrape, TraceScrape, render};
+use crate::trace::Watch;
+use crate::trace::otlp::ExportStats;
 
 /// A shard that takes longer than this is not ready.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 /// Clock ticks in a second, as /proc counts CPU time: fixed on Linux.
 const TICKS: f64 = 100.0;
+
+/// What operators need for following events.
+pub struct Tracing {
+    /// Which events are followed.
+    pub watch: Arc<Watch>,
+    /// Events that one rule follows at most.
+    pub rule_events: u32,
+    /// What became of spans, if they are exported.
+    pub export: Option<Arc<ExportStats>>,
+}
 
 /// Sees all shards.
 pub struct Observer {
@@ -47,6 +60,7 @@ pub struct Observer {
     auth: Arc<Authenticator>,
     kinds: Arc<Kinds>,
     log: Option<Arc<Log>>,
+    tracing: Tracing,
     clock: Clock,
     leaving: AtomicBool,
     last: Mutex<Vec<ShardStats>>,
@@ -61,6 +75,7 @@ impl Observer {
         auth: Arc<Authenticator>,
         kinds: Arc<Kinds>,
         log: Option<Arc<Log>>,
+        tracing: Tracing,
         clock: Clock,
     ) -> Self {
         Self {
@@ -69,6 +84,7 @@ impl Observer {
             auth,
             kinds,
             log,
+            tracing,
             clock,
             leaving: AtomicBool::new(false),
             last: Mutex::default(),
@@ -118,6 +134,7 @@ pub async fn serve(listener: TcpListener, observer: Arc<Observer>) {
         .route("/admission/pin", post(overload::pin))
         .route("/admission/silence", post(overload::silence))
         .route("/admission/joins", post(overload::joins))
+        .route("/trace", get(trace::show).post(trace::set))
         .with_state(observer);
     if let Err(error) = axum::serve(listener, router).await {
         warn!(%error, "the operators' port is closed");
@@ -125,7 +142,7 @@ pub async fn serve(listener: TcpListener, observer: Arc<Observer>) {
 }
 
 async fn index() -> &'static str {
-    "tidegate: operators' port\n\n/metrics  Prometheus\n/healthz  the process lives\n/readyz   it takes traffic\n/admission  overload control; POST /admission/pin, /admission/silence, /admission/joins\n"
+    "tidegate: operators' port\n\n/metrics  Prometheus\n/healthz  the process lives\n/readyz   it takes traffic\n/admission  overload control; POST /admission/pin, /admission/silence, /admission/joins\n/trace  steps of single events; POST /trace follows some\n"
 }
 
 async fn healthz() -> &'static str {
@@ -156,6 +173,7 @@ async fn metrics(State(observer): State<Arc<Observer>>) -> Response<Body> {
     let ready = !leaving && all;
     let edges: Vec<&EdgeStats> = observer.edges.iter().map(AsRef::as_ref).collect();
     let queued: Vec<usize> = (0..shards.len()).map(|i| observer.shards.queued(i)).collect();
+    let tracing = &observer.tracing;
     let scrape = Scrape {
         shards: &shards,
         edges: &edges,
@@ -163,6 +181,11 @@ async fn metrics(State(observer): State<Arc<Observer>>) -> Response<Body> {
         ready,
         draining: leaving,
         log: observer.log.as_ref().map(|log| log.stats()),
+        trace: TraceScrape {
+            rules: tracing.watch.rules(observer.clock.now()).len(),
+            watch: &tracing.watch,
+            export: tracing.export.as_deref(),
+        },
         process: read_process().unwrap_or_default(),
     };
     let mut response = Response::new(Body::from(render(&scrape)));

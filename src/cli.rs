@@ -12,6 +12,7 @@ mod publish;
 mod serve;
 mod terminal;
 mod token;
+mod trace;
 mod watch;
 
 use std::process::ExitCode;
@@ -42,6 +43,8 @@ enum Command {
     Publish(publish::Arguments),
     /// See and overrule overload control, as an operator.
     Admission(admission::Arguments),
+    /// Show the way of single events, step by step.
+    Trace(trace::Arguments),
 }
 
 /// Runs what the process was asked for, and says how it went: 0 well, 1 not, 2
@@ -55,6 +58,7 @@ pub fn main() -> ExitCode {
         Command::Watch(arguments) => watch::run(arguments),
         Command::Publish(arguments) => publish::run(&arguments),
         Command::Admission(arguments) => admission::run(&arguments),
+        Command::Trace(arguments) => trace::run(&arguments),
     };
     done.unwrap_or_else(|error| {
         eprintln!("tidegate: {error:#}");
@@ -105,11 +109,14 @@ mod tests {
             "tidegate admission show",
             "tidegate admission pin 3 64 --url http://127.0.0.1:1",
             "tidegate admission silence r like --for 10m --token t",
+            "tidegate trace e1 --room r --watch --for 5m --follow --token t",
+            "tidegate trace --json",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
         for line in [
             "tidegate admission pin",
+            "tidegate trace e1 --for 5m",
             "tidegate watch a/b",
             "tidegate token --room a",
             "tidegate token --user u --ttl 1y",

@@ -17,6 +17,7 @@ mod error;
 mod keys;
 mod kinds;
 mod load;
+mod trace;
 mod tree;
 mod validate;
 
@@ -42,6 +43,7 @@ pub use error::{ConfigError, ConfigErrors};
 pub use keys::{KeyMaterial, load as load_keys};
 pub use kinds::{AckName, KindConfig, LaneName, MergeKeyName, MergeName};
 pub use load::{ConfigOrigin, Loaded};
+pub use trace::Trace;
 
 pub use crate::engine::draft::{MAX_ID_BYTES, MAX_KEY_BYTES, MAX_KIND_BYTES, MAX_USER_BYTES};
 
@@ -89,6 +91,8 @@ pub struct Config {
     pub limits: Limits = Limits::default(),
     /// Who may join, publish and operate.
     pub auth: Auth = Auth::default(),
+    /// Following single events.
+    pub trace: Trace = Trace::default(),
     /// What the process writes about itself.
     pub log: Log = Log::default(),
     /// Every kind of event by name. After loading it holds the built-in kinds too

@@ -16,6 +16,7 @@ pub mod event;
 pub mod ids;
 pub mod kind;
 pub mod ladder;
+pub mod mark;
 pub mod settings;
 pub mod time;
 pub mod visitors;
@@ -40,4 +41,4 @@ mod schedule;
 pub mod stats;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

@@ -6,6 +6,7 @@
 //! [`worker::descriptors`](crate::worker::descriptors) for why that matters.
 
 mod durable;
+mod traces;
 
 use std::cell::{Cell, RefCell};
 use std::io::Write as _;
@@ -43,6 +44,7 @@ use crate::shard::home::{Announce, HomeSettings};
 use crate::shard::intake::IntakeSettings;
 use crate::shard::peers::{Inbox, LocalShards, Message, Path as _};
 use crate::shard::{Shard, ShardSettings};
+use crate::trace::Recorder;
 use crate::transport::session::Session;
 use crate::transport::websocket::handshake::Policy;
 use crate::wire::shared::Compression;
@@ -87,6 +89,7 @@ struct Running {
     stats: Vec<Arc<EdgeStats>>,
     threads: Vec<JoinHandle<()>>,
     log: Option<Arc<Log>>,
+    tracing: traces::Tracing,
     address: SocketAddr,
 }
 
@@ -204,6 +207,7 @@ impl Plan {
         let (log, mut left) = opened.map_or((None, Vec::new()), |o| (Some(o.log), o.rooms));
         let mut running = Running {
             log,
+            tracing: traces::Tracing::new(&self.config.trace, self.seed)?,
             peers: Arc::clone(&peers),
             stats: Vec::new(),
             threads: Vec::new(),
@@ -246,6 +250,8 @@ impl Plan {
             stats: Arc::clone(&stats),
             limits: Arc::clone(&self.limits),
             advice: RoomAdvice::default(),
+            watch: Arc::clone(&running.tracing.watch),
+            shard: ShardId(index),
             max_body: config.ingress.max_body_bytes,
             max_events: config.ingress.max_events_per_request,
             max_history: config.ingress.max_history_events,
@@ -259,6 +265,7 @@ impl Plan {
             peers: Arc::clone(&running.peers),
             log: running.log.clone(),
             rooms: Vec::new(),
+            recorder: running.tracing.recorder(ShardId(index), self.clock),
             inbox,
             stats,
             address: running.address,
@@ -280,13 +287,19 @@ impl Plan {
         }
     }
 
-    async fn serve(self, running: Running) -> anyhow::Result<()> {
+    async fn serve(self, mut running: Running) -> anyhow::Result<()> {
+        let exporting = running.tracing.start();
         let observer = Arc::new(Observer::new(
             Arc::clone(&running.peers),
             running.stats.clone(),
             Arc::clone(&self.auth),
             Arc::clone(&self.kinds),
             running.log.clone(),
+            admin::Tracing {
+                watch: Arc::clone(&running.tracing.watch),
+                rule_events: self.config.trace.rule_events,
+                export: running.tracing.stats.clone(),
+            },
             self.clock,
         ));
         let admin = bind(self.config.server.admin_listen)
@@ -310,6 +323,7 @@ impl Plan {
             feed.abort();
         }
         self.drain(running).await;
+        exporting.finish().await;
         admin_task.abort();
         Ok(())
     }
@@ -362,6 +376,7 @@ struct ShardStart {
     peers: Arc<LocalShards>,
     log: Option<Arc<Log>>,
     rooms: durable::Left,
+    recorder: Recorder,
     inbox: Inbox,
     stats: Arc<EdgeStats>,
     address: SocketAddr,
@@ -431,9 +446,11 @@ impl ShardStart {
             kinds: Arc::clone(&self.api.kinds),
             limits: Arc::clone(&self.api.limits),
             clients: ClientTypes::default(),
+            watch: Arc::clone(&self.api.watch),
             clock: self.clock,
         };
         let mut shard = Shard::new(self.id, self.settings, self.clock, self.peers);
+        shard.attach_recorder(self.recorder);
         if let Some(log) = self.log {
             shard.attach_log(log, self.rooms);
         }

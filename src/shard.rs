@@ -24,6 +24,7 @@ pub mod rebase;
 mod receipts;
 pub mod room;
 pub mod stats;
+mod traces;
 mod viewer;
 pub mod wheel;
 
@@ -239,6 +240,10 @@ impl Shard {
             Message::ReadAdmission(reply) => {
                 let _ = reply.send(Box::new(self.admission_view(now)));
             }
+            Message::TracedRefusal(mark, why) => self.homes.trace_refusal(&mark, why),
+            Message::ReadTraces(query, reply) => {
+                let _ = reply.send(self.homes.traces(&query));
+            }
             Message::Stats(reply) => {
                 self.count_gauges();
                 let _ = reply.send(self.stats.clone());
@@ -271,6 +276,7 @@ impl Shard {
         self.tick_intake(idle, now);
         self.more_joins = self.release_joins(now);
         self.chase_receipts(now);
+        self.tick_traces(now);
         self.homes.tick(peers.as_ref(), &mut self.stats, now);
         let second = self.viewers.second(now);
         if second >= self.wheel.next_second() {
@@ -314,6 +320,7 @@ impl Shard {
         let now = self.clock.now();
         let (writes, bytes) = (self.stats.socket_writes - writes, self.stats.socket_bytes - bytes);
         self.homes.intake.cost.sent(writes, bytes, now.since(begun));
+        self.trace_written();
         for index in finished.drain(..) {
             self.frame_done(index, now);
         }

@@ -8,6 +8,9 @@
 mod delivery;
 mod overload;
 mod slow;
+mod trace;
+
+pub use trace::TraceScrape;
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,6 +42,8 @@ pub struct Scrape<'a> {
     pub draining: bool,
     /// The log's counters, if there is one.
     pub log: Option<LogStats>,
+    /// Following events.
+    pub trace: TraceScrape<'a>,
     /// What the kernel says of the process.
     pub process: Process,
 }
@@ -74,6 +79,7 @@ pub fn render(scrape: &Scrape<'_>) -> String {
     shards(&mut text, scrape);
     delivery::delivery(&mut text, &total, scrape);
     overload::overload(&mut text, &total, scrape);
+    trace::trace(&mut text, &total, scrape);
     process(&mut text, scrape);
     text.out
 }
@@ -390,6 +396,7 @@ fn absorb(total: &mut ShardStats, shard: &ShardStats) {
     total.frame_fanout.absorb(&shard.frame_fanout);
     total.queueing.absorb(&shard.queueing);
     total.joins_waiting += shard.joins_waiting;
+    total.trace.absorb(&shard.trace);
 }
 
 fn add(into: &mut [u64], from: &[u64]) {
@@ -406,6 +413,11 @@ mod tests {
     fn a_scrape_is_well_formed_and_complete_from_the_start() {
         let edge = EdgeStats::default();
         let shard = ShardStats::default();
+        let watch = crate::trace::Watch::new(crate::trace::WatchSettings {
+            sample_one_in: 0,
+            follow_parents: false,
+            most_rules: 0,
+        });
         let scrape = Scrape {
             shards: &[shard],
             edges: &[&edge],
@@ -413,6 +425,7 @@ mod tests {
             ready: true,
             draining: false,
             log: Some(LogStats::default()),
+            trace: TraceScrape { rules: 0, watch: &watch, export: None },
             process: Process::default(),
         };
         let text = render(&scrape);

@@ -110,6 +110,8 @@ fn the_environment_overrides_every_leaf() {
             ("server.admin_listen", _) => "127.0.0.1:9001".into(),
             ("rooms.enter_kind" | "rooms.leave_kind", _) => "enter".into(),
             ("durable.directory", _) => "elsewhere".into(),
+            ("trace.otlp_endpoint", _) => "http://collector:4318".into(),
+            ("trace.service_name", _) => "edge".into(),
             ("log.filter", _) => "warn".into(),
             ("log.format", _) => "json".into(),
             ("websocket.allowed_origins", _) => r#"["https://a.example"]"#.into(),

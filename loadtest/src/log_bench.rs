@@ -157,6 +157,7 @@ impl Load {
             amount: None,
             ttl: None,
             received: self.clock.now(),
+            mark: None,
         };
         let (seq, important) = (Some(Seq(*last)), Some(ImportantNo(*last)));
         let event = Arc::new(Numbered { event, seq, important });

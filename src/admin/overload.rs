@@ -174,7 +174,7 @@ pub(super) async fn joins(
 }
 
 /// Who decides, and what.
-async fn decision<T: serde::de::DeserializeOwned>(
+pub(super) async fn decision<T: serde::de::DeserializeOwned>(
     observer: &Observer,
     request: Request,
 ) -> Result<(String, T), ApiError> {
@@ -215,10 +215,10 @@ async fn tell_all(observer: &Observer, what: &Override) -> Result<(), ApiError> 
     Ok(())
 }
 
-fn bad(reason: &str) -> ApiError {
+pub(super) fn bad(reason: &str) -> ApiError {
     ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_decision", reason)
 }
 
-fn done() -> Response<Body> {
+pub(super) fn done() -> Response<Body> {
     json(StatusCode::OK, b"{\"done\":true}".to_vec())
 }

@@ -33,6 +33,7 @@ pub(super) fn check(config: &Config, auth_unread: bool) -> Vec<ConfigError> {
     admission(config, &mut check);
     limits(config, &mut check);
     auth(config, &mut check);
+    super::trace::check(&config.trace, &mut check);
     log(config, &mut check);
     for (name, kind) in &config.kinds {
         kind_name(name, &mut check);

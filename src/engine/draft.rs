@@ -116,6 +116,7 @@ impl Draft<'_> {
             amount: self.amount,
             ttl: self.ttl_ms.map(Duration::from_millis),
             received: now,
+            mark: None,
         })
     }
 }

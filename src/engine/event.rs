@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::confirm::Asked;
 use super::ids::{Epoch, ImportantNo, RoomId, Seq};
 use super::kind::Kind;
+use super::mark::Mark;
 use super::time::Time;
 use super::visitors::Users;
 
@@ -48,6 +49,8 @@ pub struct Event {
     pub ttl: Option<Duration>,
     /// When it arrived.
     pub received: Time,
+    /// Present: its way is followed. No part of what is logged or sent.
+    pub mark: Option<Arc<Mark>>,
 }
 
 impl Event {

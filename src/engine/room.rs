@@ -42,6 +42,7 @@ pub use super::history::Replay;
 use super::ids::{Epoch, ImportantNo, MAX_ROOM_ID_BYTES, RoomId, Seq};
 use super::kind::Lane;
 use super::level::{LevelKey, Use};
+use super::mark::{Fate, Fated};
 use super::merge::Merges;
 pub use super::outcome::{Outcome, Refusal};
 use super::pending::Pending;
@@ -83,6 +84,8 @@ pub struct Room {
     drops: Drops,
     history: History,
     stats: RoomStats,
+    /// Marked events that will be in no frame, until somebody asks.
+    fates: Vec<Fated>,
 }
 
 /// The last numbers given, or covered by a frame.
@@ -154,6 +157,7 @@ impl Room {
             drops: Drops::default(),
             history: History::new(&settings),
             stats: RoomStats::default(),
+            fates: Vec::new(),
             settings,
             strain: Strain::NONE,
         }
@@ -272,6 +276,17 @@ impl Room {
     #[must_use]
     pub fn history_after_important(&self, after: ImportantNo, limit: usize) -> Replay {
         self.history.after_important(after, self.flushed.important, limit)
+    }
+
+    /// What became of marked events that are in no frame, since the last call.
+    pub fn take_fates(&mut self) -> Vec<Fated> {
+        std::mem::take(&mut self.fates)
+    }
+
+    pub(super) fn note_fate(&mut self, event: &Event, fate: Fate) {
+        if let Some(mark) = &event.mark {
+            self.fates.push((Arc::clone(mark), fate));
+        }
     }
 
     /// Counters since the room began.

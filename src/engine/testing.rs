@@ -43,7 +43,7 @@ pub(super) fn settings() -> RoomSettings {
 
 /// An event in the making.
 #[derive(Debug, Clone)]
-pub(super) struct Build {
+pub(crate) struct Build {
     kind: Kind,
     id: String,
     user: String,
@@ -78,11 +78,11 @@ pub(super) fn build(name: &str, lane: Lane, merge: Merge, tier: u8, id: &str) ->
     }
 }
 
-pub(super) fn chat(id: &str) -> Build {
+pub(crate) fn chat(id: &str) -> Build {
     build("chat", Lane::Ordered, Merge::Append, 2, id)
 }
 
-pub(super) fn red_packet(id: &str) -> Build {
+pub(crate) fn red_packet(id: &str) -> Build {
     build("red_packet", Lane::Important, Merge::Append, 0, id)
 }
 
@@ -138,7 +138,7 @@ impl Build {
         self
     }
 
-    pub(super) fn event(self) -> Event {
+    pub(crate) fn event(self) -> Event {
         Event {
             id: self.id.into(),
             kind: Arc::new(self.kind),
@@ -148,6 +148,7 @@ impl Build {
             amount: self.amount,
             ttl: self.ttl,
             received: self.received,
+            mark: None,
         }
     }
 }

@@ -35,6 +35,7 @@ use self::message::{Envelope, Sealed, answer, refusal};
 use super::answer::ApiError;
 use super::intake::{Api, Batch, Head, Pending, bearer, may_publish, room_of, too_many_events};
 use crate::auth::Grant;
+use crate::engine::mark::Way;
 use crate::wire::proto::v1;
 
 /// Path of the method.
@@ -273,7 +274,8 @@ fn begin(api: &Api, grant: &Grant, envelope: Envelope) -> Result<(Vec<String>, P
         return Err(too_many_events(api));
     }
     let room = room_of(grant, &envelope.room)?;
-    let mut batch = Batch::new(api, grant, room, envelope.events.len());
+    // A stream lives for hours: its `traceparent` would make one trace of all.
+    let mut batch = Batch::new(api, grant, room, envelope.events.len()).from(Way::Grpc, None);
     let mut ids = Vec::with_capacity(envelope.events.len());
     for bytes in envelope.events {
         let sealed = match Sealed::read(bytes) {
@@ -313,6 +315,7 @@ mod tests {
     use crate::ingress::stats::EdgeStats;
     use crate::limits::CallerLimits;
     use crate::shard::peers::{Inbox, LocalShards, Message, Standing};
+    use crate::trace::{Watch, WatchSettings};
 
     fn api() -> (Api, Vec<Inbox>) {
         let second = Duration::from_secs(1);
@@ -329,6 +332,12 @@ mod tests {
             stats: Arc::new(EdgeStats::default()),
             limits: Arc::new(CallerLimits::new(&config.limit_settings(1))),
             advice: RoomAdvice::default(),
+            watch: Arc::new(Watch::new(WatchSettings {
+                sample_one_in: 0,
+                follow_parents: false,
+                most_rules: 0,
+            })),
+            shard: ShardId(0),
             max_body: 1_000,
             max_events: 100,
             max_history: 100,

@@ -31,7 +31,9 @@ use crate::auth::Grant;
 use crate::engine::draft::Draft;
 use crate::engine::event::Payload;
 use crate::engine::ids::{ImportantNo, RoomId, Seq};
+use crate::engine::mark::Way;
 use crate::shard::peers::{After, Message, Path as _, Placement as _};
+use crate::trace::Parent;
 use crate::wire::json as wire_json;
 
 /// The document that describes this interface.
@@ -171,6 +173,8 @@ async fn take(api: &Api, room: &str, request: Request) -> Result<Response<Body>,
     let (grant, room) = authorize(api, request.headers(), room)?;
     may_publish(&grant)?;
     require_json(request.headers())?;
+    let parent = request.headers().get("traceparent");
+    let parent = parent.and_then(|value| Parent::parse(value.to_str().ok()?));
     let body = read_body(api, request).await?;
     let parsed: PublishBody<'_> = serde_json::from_slice(&body).map_err(|error| {
         ApiError::new(StatusCode::BAD_REQUEST, "malformed_body", error.to_string())
@@ -178,7 +182,8 @@ async fn take(api: &Api, room: &str, request: Request) -> Result<Response<Body>,
     if parsed.events.len() > api.max_events {
         return Err(too_many_events(api));
     }
-    let mut batch = Batch::new(api, &grant, room, parsed.events.len());
+    let batch = Batch::new(api, &grant, room, parsed.events.len());
+    let mut batch = batch.from(Way::Http, parent);
     for event in &parsed.events {
         let head = Head { id: &event.id, kind: &event.kind, user: &event.user };
         if !batch.opens(&head) {

@@ -23,9 +23,10 @@ use crate::clock::Clock;
 use crate::engine::admission::retry_after;
 use crate::engine::draft::Draft;
 use crate::engine::event::Event;
-use crate::engine::ids::{RoomId, Seq};
+use crate::engine::ids::{RoomId, Seq, ShardId};
 use crate::engine::kind::Kinds;
 use crate::engine::level::HourKey;
+use crate::engine::mark::{Mark, Way};
 use crate::engine::outcome::{Outcome, RETRY_AFTER_MS};
 use crate::engine::priority::{AdmissionLevel, Advice, Priority};
 use crate::engine::time::Time;
@@ -33,6 +34,7 @@ use crate::limits::{CallerLimits, Limited};
 use crate::shard::peers::{
     Answered, LocalShards, Message, Origin, Path as _, Placement as _, Standing,
 };
+use crate::trace::{Arrival, Marker, Parent, Watch};
 
 /// What a request handler needs.
 pub struct Api {
@@ -50,6 +52,10 @@ pub struct Api {
     pub limits: Arc<CallerLimits>,
     /// What homes last said of their rooms.
     pub advice: RoomAdvice,
+    /// Which events are followed.
+    pub watch: Arc<Watch>,
+    /// The shard whose thread this is.
+    pub shard: ShardId,
     /// Largest body in bytes, and largest message of a stream.
     pub max_body: usize,
     /// Events in one request.
@@ -246,6 +252,10 @@ pub struct Batch<'a> {
     gate: Gate,
     /// The events after the first so many are over a limit.
     limited: Option<Limited>,
+    /// Absent: nothing of this request is followed.
+    marker: Option<Marker>,
+    /// Of the event that was opened last.
+    mark: Option<Arc<Mark>>,
     events: Vec<Event>,
     verdicts: Vec<Option<Verdict>>,
 }
@@ -266,21 +276,37 @@ impl<'a> Batch<'a> {
             // It lay in its socket for as long as a task waits at present.
             now: now - api.stats.lag(),
             limited,
+            marker: None,
+            mark: None,
             events: Vec::with_capacity(count),
             verdicts: Vec::with_capacity(count),
         }
     }
 
+    /// Says how the request came in and what it belongs to, for those who
+    /// follow events. Call before the first event.
+    #[must_use]
+    pub fn from(mut self, way: Way, parent: Option<Parent>) -> Self {
+        let arrival = Arrival { way, shard: self.api.shard, received: self.now };
+        self.marker = self.api.watch.begin(&self.room, arrival, parent);
+        self
+    }
+
     /// Whether the next event is to be decoded. If not, its verdict is found.
     pub fn opens(&mut self, head: &Head<'_>) -> bool {
         let place = self.verdicts.len();
+        if let Some(marker) = &self.marker {
+            self.mark = marker.mark(head.id, head.kind);
+        }
         if let Some(limited) = self.limited.filter(|l| place >= l.granted as usize) {
             let (code, reason) = (limited.by.code(), limited.by.reason());
             self.api.stats.refuse(code);
+            self.trace_refusal(code);
             self.verdicts.push(Some(Verdict::temporary(code, reason, limited.retry_after)));
             return false;
         }
         if let Some(retry_after) = self.gate.refuses(self.api, head) {
+            self.trace_refusal("overloaded");
             let reason = "the server is overloaded and takes what matters more";
             self.verdicts.push(Some(Verdict::temporary("overloaded", reason, retry_after)));
             return false;
@@ -291,7 +317,8 @@ impl<'a> Batch<'a> {
     /// The next event.
     pub fn push(&mut self, draft: Draft<'_>) {
         match draft.check(&self.api.kinds, true, self.now) {
-            Ok(event) => {
+            Ok(mut event) => {
+                event.mark = self.mark.take();
                 self.events.push(event);
                 self.verdicts.push(None);
             }
@@ -302,8 +329,16 @@ impl<'a> Batch<'a> {
     /// The next event is none, for ever.
     pub fn reject(&mut self, code: &'static str, reason: impl Into<Cow<'static, str>>) {
         self.api.stats.refuse(code);
+        self.trace_refusal(code);
         let reason = reason.into();
         self.verdicts.push(Some(Verdict::Rejected { code, reason, retry_after_ms: None }));
+    }
+
+    /// The event that was opened last goes no further.
+    fn trace_refusal(&mut self, code: &'static str) {
+        if let Some(mark) = self.mark.take() {
+            self.api.shards.trace_refusal(mark, code);
+        }
     }
 
     /// Sends the events to the room's home.
@@ -317,6 +352,10 @@ impl<'a> Batch<'a> {
                 Message::Shunned { room: self.room.clone(), priorities: self.gate.shunned };
             self.api.shards.send(self.api.shards.home_of(&self.room), message);
         }
+        let marks: Vec<Arc<Mark>> = match &self.marker {
+            Some(_) => self.events.iter().filter_map(|event| event.mark.clone()).collect(),
+            None => Vec::new(),
+        };
         let answer = if self.events.is_empty() {
             None
         } else if self
@@ -327,6 +366,9 @@ impl<'a> Batch<'a> {
         {
             Some(answer)
         } else {
+            for mark in marks {
+                self.api.shards.trace_refusal(mark, "busy");
+            }
             for verdict in self.verdicts.iter_mut().filter(|verdict| verdict.is_none()) {
                 self.api.stats.refuse("busy");
                 let reason = "the server has more events waiting than it takes";

@@ -306,7 +306,7 @@ fn decode_event(fields: &mut Fields<'_>, kinds: &dyn Fn(&str) -> Arc<Kind>) -> O
         if flags & HAS_TTL != 0 { Some(Duration::from_nanos(fields.number()?)) } else { None };
     let bytes = Bytes::copy_from_slice(fields.bytes()?);
     let payload = Payload { bytes, json: flags & IS_JSON != 0 };
-    let event = Event { id, kind, user, payload, key, amount, ttl, received };
+    let event = Event { id, kind, user, payload, key, amount, ttl, received, mark: None };
     (previous < important).then_some(Stored { room, epoch, used, previous, important, seq, event })
 }
 
@@ -348,6 +348,7 @@ mod tests {
                 amount,
                 ttl: ttl.map(Duration::from_nanos),
                 received: Time::from_micros(received),
+                mark: None,
             }
         })
     }

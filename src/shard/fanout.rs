@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::connection::{Connections, ViewerKey};
-use super::room::{BACKLOGGED, GONE, LocalRoom};
+use super::room::{BACKLOGGED, GONE, Job, LocalRoom};
 use super::stats::ShardStats;
 use crate::clock::Clock;
 use crate::engine::delivery::Cut;
@@ -34,6 +34,8 @@ const CLOCK_EVERY: usize = 32;
 #[derive(Debug, Default)]
 pub struct Fanout {
     turns: VecDeque<u32>,
+    /// Jobs that are done, and when, of frames with events that are followed.
+    pub marked: Vec<(Job, Time)>,
 }
 
 /// Rooms whose frame has gone to everyone on this shard.
@@ -70,6 +72,9 @@ impl Fanout {
             if room.job.as_ref().is_some_and(|job| job.cursor >= job.end) {
                 if let Some(job) = room.finish_job(index, viewers) {
                     stats.frame_fanout.observe(now.since(job.started), 1);
+                    if job.frame.is_marked() {
+                        self.marked.push((job, now));
+                    }
                 }
                 finished.push(index);
             } else {
@@ -102,6 +107,7 @@ fn turn(
         if used { &frame.bytes(format, Cut::Full)[..] } else { &[][..] }
     });
     let stop = job.end.min(job.cursor + TURN);
+    job.begun.get_or_insert(now);
     while job.cursor < stop && now < until {
         let batch = stop.min(job.cursor + CLOCK_EVERY);
         let mut whole = 0;
@@ -110,6 +116,8 @@ fn turn(
                 if member.marks & GONE == 0 {
                     debug_assert!(member.marks & BACKLOGGED != 0);
                     viewers.queue_frame(member.viewer, &frame, stats, now);
+                } else {
+                    job.gone += 1;
                 }
                 continue;
             }
@@ -123,6 +131,7 @@ fn turn(
             }
         }
         job.cursor = batch;
+        job.whole += whole as u32;
         now = clock.now();
         stats.socket_writes += whole;
         stats.deliveries += whole * frame.deliveries(Cut::Full);

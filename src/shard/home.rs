@@ -10,6 +10,7 @@ mod presence;
 mod read;
 mod reconcile;
 mod resume;
+mod traces;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -32,6 +33,7 @@ use crate::engine::room::Room;
 use crate::engine::settings::RoomSettings;
 use crate::engine::stats::RoomStats;
 use crate::engine::time::Time;
+use crate::trace::Recorder;
 use crate::wire::Format;
 use crate::wire::message::ServerMessage;
 use crate::wire::shared::{Compression, SharedFrame, SharedSnapshot, message};
@@ -123,6 +125,8 @@ pub struct Homes {
     digests: reconcile::Digests,
     /// Events of its own that it has made.
     announced: u64,
+    /// Notes the steps of events that are followed.
+    pub tracer: Option<Box<Recorder>>,
 }
 
 impl Homes {
@@ -146,6 +150,7 @@ impl Homes {
             pulls: read::Pulls::new(pulls_per_second, now),
             digests: reconcile::Digests::new(now),
             announced: 0,
+            tracer: None,
         }
     }
 
@@ -162,7 +167,9 @@ impl Homes {
         let room = self.rooms.get(id).map(|home| &home.room);
         let viewers =
             |event: &Event| room.map_or(0, |room| room.viewers_of_a_flush(event.kind.lane));
+        let marks = traces::marks(&events);
         self.intake.offer(id, events, origin, parsed, viewers, now);
+        self.trace_offered(&marks);
         self.answer(path);
     }
 
@@ -178,6 +185,7 @@ impl Homes {
                 self.take(queued, now);
                 done += 1;
             }
+            self.trace_shed();
             self.submit(now);
             self.answer(path);
             // What is enough for a frame leaves now, not when all is taken in.
@@ -280,6 +288,7 @@ impl Homes {
         self.intake.count(stats);
         stats.pulls = self.pulls.results;
         stats.digests = self.digests.results;
+        stats.trace = self.tracer.as_ref().map(|tracer| tracer.stats()).unwrap_or_default();
         stats.room_bytes = 0;
         for home in self.rooms.values() {
             stats.rooms.absorb(home.room.stats());
@@ -362,12 +371,14 @@ impl Homes {
                     .ask(home.room.online(), now)
                     .map(|asked| reconcile::with_digest(asked, &frame));
             }
-            home.broadcast(SharedFrame::new(frame, compression), path, stats);
+            let frame = SharedFrame::new(frame, compression);
+            home.broadcast(frame, path, stats, self.tracer.as_deref_mut());
             if home.awaited > 0 {
                 break;
             }
             home.room.frame_out(now);
         }
+        traces::fates(&mut home.room, self.tracer.as_deref_mut());
         // A strain that has grown moves the flush back, one that has gone forward.
         let next = home.room.next_flush();
         if let Some(at) = next
@@ -414,7 +425,14 @@ impl HomeRoom {
         &mut self.shards[index]
     }
 
-    fn broadcast(&mut self, frame: SharedFrame, path: &dyn Path, stats: &mut ShardStats) {
+    fn broadcast(
+        &mut self,
+        frame: SharedFrame,
+        path: &dyn Path,
+        stats: &mut ShardStats,
+        tracer: Option<&mut Recorder>,
+    ) {
+        let tracer = traces::flushed(tracer, &frame);
         self.snapshot = None;
         self.entrances.clear();
         self.pulled.clear();
@@ -428,6 +446,7 @@ impl HomeRoom {
                 stats.frame_bytes[format.index()] += bytes as u64;
             }
         }
+        traces::encoded(tracer, &frame, used);
         let frame = Arc::new(frame);
         for subscriber in &self.shards {
             path.send(subscriber.shard, Message::Frame(Arc::clone(&frame)));

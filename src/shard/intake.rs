@@ -19,6 +19,7 @@ use crate::engine::event::Event;
 use crate::engine::ids::RoomId;
 use crate::engine::ladder::{Ladder, Pressure, Rung};
 use crate::engine::level::{HourKey, LevelKey};
+use crate::engine::mark::Mark;
 use crate::engine::outcome::{Outcome, Refusal};
 use crate::engine::priority::{AdmissionLevel, Advice, Priority};
 use crate::engine::time::Time;
@@ -101,6 +102,8 @@ pub struct Intake {
     silenced: HashMap<(RoomId, Arc<str>), Time>,
     /// Refused here, by [`Refusal::index`]; the rooms never heard of it.
     pub refused: [u64; Refusal::COUNT],
+    /// Of these, events that are followed, for whoever notes it.
+    pub refused_marks: Vec<(Arc<Mark>, Refusal)>,
     /// From the socket to the room.
     pub queueing: Histogram,
     evictions_seen: u64,
@@ -132,6 +135,7 @@ impl Intake {
             replies: Vec::new(),
             silenced: HashMap::new(),
             refused: [0; Refusal::COUNT],
+            refused_marks: Vec::new(),
             queueing: Histogram::new(AGE_BOUNDS),
             evictions_seen: 0,
         }
@@ -160,7 +164,7 @@ impl Intake {
         for (position, event) in events.into_iter().enumerate() {
             let position = position as u32;
             if let Some(refusal) = self.refusal(room, &event, now) {
-                self.refused[refusal.index()] += 1;
+                self.refuse(&event, refusal);
                 self.settle(caller, position, Outcome::Rejected(refusal));
                 continue;
             }
@@ -350,6 +354,13 @@ impl Intake {
         self.admission.retry_after(draw)
     }
 
+    fn refuse(&mut self, event: &Event, refusal: Refusal) {
+        self.refused[refusal.index()] += 1;
+        if let Some(mark) = &event.mark {
+            self.refused_marks.push((Arc::clone(mark), refusal));
+        }
+    }
+
     fn silenced_until(&self, room: &RoomId, kind: &Arc<str>) -> Option<Time> {
         // Rare enough that a clone of two references is no matter.
         self.silenced.get(&(room.clone(), Arc::clone(kind))).copied()
@@ -364,7 +375,7 @@ impl Intake {
                     Refusal::Overloaded { retry_after_ms: millis(self.retry_after()) }
                 }
             };
-            self.refused[refusal.index()] += 1;
+            self.refuse(&entry.item.event, refusal);
             self.settle(entry.item.caller, entry.item.position, Outcome::Rejected(refusal));
         }
         self.shed = shed;

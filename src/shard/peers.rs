@@ -22,11 +22,13 @@ use crate::engine::event::{Event, Numbered};
 use crate::engine::ids::{Epoch, ImportantNo, RoomId, Seq, ShardId};
 use crate::engine::ladder::Rung;
 use crate::engine::level::{HourKey, LevelKey};
+use crate::engine::mark::Mark;
 use crate::engine::outcome::Outcome;
 use crate::engine::priority::{AdmissionLevel, Advice, Priority};
 use crate::engine::room::Position;
 use crate::engine::time::Time;
 use crate::log::Logged;
+use crate::trace::{Query, View};
 use crate::wire::Format;
 use crate::wire::shared::{SharedFrame, SharedSnapshot};
 
@@ -148,6 +150,11 @@ pub enum Message {
     Override(Override, oneshot::Sender<Result<(), &'static str>>),
     /// What stands in front of the rooms, for an operator.
     ReadAdmission(oneshot::Sender<Box<AdmissionView>>),
+    /// To the home: an event that is followed was refused on its way there, for
+    /// this reason.
+    TracedRefusal(Arc<Mark>, &'static str),
+    /// What was noted of events that are followed, for an operator.
+    ReadTraces(Query, oneshot::Sender<Vec<View>>),
     /// Count yourself.
     Stats(oneshot::Sender<ShardStats>),
     /// First step of a drain: take no new viewers, flush every room. Answered
@@ -403,6 +410,12 @@ impl LocalShards {
         Ok(())
     }
 
+    /// Tells an event's home that it was refused on its way there.
+    pub fn trace_refusal(&self, mark: Arc<Mark>, why: &'static str) {
+        let home = self.home_of(&mark.room);
+        self.send(home, Message::TracedRefusal(mark, why));
+    }
+
     /// What the home of a room admits at present. Its answer to a publish is
     /// more exact: that knows how much the room uses.
     #[must_use]
@@ -502,6 +515,7 @@ mod tests {
             amount: None,
             ttl: None,
             received: Time::default(),
+            mark: None,
         }
     }
 

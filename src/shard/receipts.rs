@@ -69,6 +69,8 @@ impl Shard {
         if member != WAITING {
             let new = room.confirmations.acknowledged(member as usize, important, now);
             self.stats.confirmed += new;
+            let id = &room.id;
+            super::traces::confirmed(&mut self.homes.tracer, id, new, important);
             // What confirms something new was asked for, and there are no more
             // of these than events: it takes nothing off the viewer's allowance.
             if new > 0
@@ -100,6 +102,7 @@ impl Shard {
     /// A frame of a room has begun to go out.
     pub(super) fn expect_receipts(&mut self, index: u32) {
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
+        super::traces::begun(&mut self.homes.tracer, room);
         if room.confirmations.next_deadline().is_some() && !room.chased {
             room.chased = true;
             self.chase.rooms.push(index);

@@ -85,6 +85,12 @@ pub struct Job {
     pub end: usize,
     /// When it reached this shard.
     pub started: Time,
+    /// When its first member's turn came.
+    pub begun: Option<Time>,
+    /// Members whose socket took it whole.
+    pub whole: u32,
+    /// Members who had left before their turn.
+    pub gone: u32,
 }
 
 /// See the module's documentation.
@@ -208,7 +214,8 @@ impl LocalRoom {
         let end = self.members.len();
         self.stands_at = (frame.frame().epoch, frame.frame().last_seq);
         self.confirmations.sent(frame.frame(), end, now);
-        self.job = Some(Job { frame, cursor: 0, end, started: now });
+        self.job =
+            Some(Job { frame, cursor: 0, end, started: now, begun: None, whole: 0, gone: 0 });
         true
     }
 

@@ -9,6 +9,7 @@ use crate::engine::delivery::stats::DeliveryStats;
 use crate::engine::ladder::Rung;
 use crate::engine::priority::AdmissionLevel;
 use crate::engine::stats::RoomStats;
+use crate::trace::TraceStats;
 use crate::wire::Format;
 use crate::wire::close::CloseReason;
 use crate::wire::message::ClientMessage;
@@ -169,6 +170,8 @@ pub struct ShardStats {
     pub queueing: Histogram,
     /// What stands in front of the rooms.
     pub intake: IntakeStats,
+    /// What was noted of events that are followed.
+    pub trace: TraceStats,
     /// Time spent working, in microseconds.
     pub busy_micros: u64,
 }
@@ -236,6 +239,7 @@ impl Default for ShardStats {
             joins_waiting: 0,
             queueing: Histogram::new(AGE_BOUNDS),
             intake: IntakeStats::default(),
+            trace: TraceStats::default(),
             busy_micros: 0,
         }
     }

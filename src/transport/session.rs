@@ -8,11 +8,13 @@ use crate::clock::Clock;
 use crate::engine::draft::Draft;
 use crate::engine::ids::{ImportantNo, RoomId};
 use crate::engine::kind::Kinds;
+use crate::engine::mark::{Mark, Way};
 use crate::engine::room::Position;
 use crate::limits::{CallerLimits, ClientTypes};
 use crate::shard::connection::{Speaker, ViewerKey};
 use crate::shard::stats::{JOIN_RESULTS, PUBLISH_REFUSALS, count};
 use crate::shard::{Entry, Shard, Speech};
+use crate::trace::{Arrival, Watch};
 use crate::transport::websocket::decode::Inbound;
 use crate::transport::websocket::reader::Listener;
 use crate::wire::close::CloseReason;
@@ -32,6 +34,8 @@ pub struct Session {
     pub limits: Arc<CallerLimits>,
     /// Client types that have joined.
     pub clients: ClientTypes,
+    /// Which events are followed.
+    pub watch: Arc<Watch>,
     /// What time it is.
     pub clock: Clock,
 }
@@ -138,8 +142,12 @@ impl Session {
             return reject(shard, key, &said.id, "draining", reason, Some(BUSY_RETRY));
         }
         let now = self.clock.now();
+        let arrival = Arrival { way: Way::Viewer, shard: shard.id(), received: now };
+        let marker = self.watch.begin(&room, arrival, None);
+        let mark = marker.and_then(|marker| marker.mark(&said.id, &said.kind));
         if let Err(limited) = self.limits.take(None, self.clients.name(speaker.client), 1, now) {
             let (code, reason) = (limited.by.code(), limited.by.reason());
+            trace_refusal(shard, mark, code);
             return reject(shard, key, &said.id, code, reason, Some(limited.retry_after));
         }
         let draft = Draft {
@@ -154,15 +162,25 @@ impl Session {
         match draft.check(&self.kinds, speaker.any_kind, now) {
             Err(refused) => {
                 let reason = refused.to_string();
+                trace_refusal(shard, mark, refused.code());
                 reject(shard, key, &said.id, refused.code(), &reason, None);
             }
-            Ok(event) => {
+            Ok(mut event) => {
+                event.mark.clone_from(&mark);
                 if !shard.publish(key, room, event) {
+                    trace_refusal(shard, mark, "busy");
                     let reason = "the server has more events waiting than it takes";
                     reject(shard, key, &said.id, "busy", reason, Some(BUSY_RETRY));
                 }
             }
         }
+    }
+}
+
+/// An event that is followed goes no further.
+fn trace_refusal(shard: &Shard, mark: Option<Arc<Mark>>, code: &'static str) {
+    if let Some(mark) = mark {
+        shard.trace_refusal(mark, code);
     }
 }
 

@@ -51,6 +51,8 @@ fn encode(format: Format, compression: Compression, payload: &[u8]) -> Bytes {
 #[derive(Debug)]
 pub struct SharedFrame {
     frame: Frame,
+    /// Some of its events are followed.
+    marked: bool,
     compression: Compression,
     bytes: [[OnceLock<Bytes>; Format::COUNT]; Cut::COUNT],
 }
@@ -59,13 +61,20 @@ impl SharedFrame {
     /// Nothing is encoded yet.
     #[must_use]
     pub fn new(frame: Frame, compression: Compression) -> Self {
-        Self { frame, compression, bytes: Default::default() }
+        let marked = frame.events.iter().any(|event| event.event.mark.is_some());
+        Self { frame, marked, compression, bytes: Default::default() }
     }
 
     /// What it carries.
     #[must_use]
     pub fn frame(&self) -> &Frame {
         &self.frame
+    }
+
+    /// Whether the way of some of its events is followed.
+    #[must_use]
+    pub fn is_marked(&self) -> bool {
+        self.marked
     }
 
     /// The bytes for a socket, WebSocket header included; empty when the cut
@@ -297,6 +306,7 @@ mod tests {
             amount: None,
             ttl: None,
             received: Time::default(),
+            mark: None,
         };
         let important = (lane == Lane::Important).then_some(ImportantNo(1));
         Arc::new(Numbered { event, seq: seq.map(Seq), important })

@@ -61,6 +61,7 @@ pub(crate) fn event(important: u64, seq: u64, salt: u64, received: Time) -> Arc<
         amount: salt.is_multiple_of(4).then(|| salt as i64 - 1_000),
         ttl: salt.is_multiple_of(5).then(|| Duration::from_millis(salt)),
         received,
+        mark: None,
     };
     Arc::new(Numbered { event, seq: Some(Seq(seq)), important: Some(ImportantNo(important)) })
 }

@@ -252,15 +252,20 @@ fn every_decision_leaves_a_line_with_the_operators_name_and_no_refusal_does() {
         ("pin", r#"{"business":3,"user":64}"#, "business=3"),
         ("silence", r#"{"room":"lounge","kind":"chat","seconds":7}"#, "lounge"),
         ("joins", r#"{"hold":true}"#, "hold=true"),
+        ("trace", r#"{"id":"coupon-7","seconds":9}"#, "coupon-7"),
     ];
+    let path_of = |what: &str| match what {
+        "trace" => "/trace".to_owned(),
+        what => format!("/admission/{what}"),
+    };
     for (what, body, _) in decisions {
-        let path = format!("/admission/{what}");
+        let path = path_of(what);
         let (status, _) = request(server.admin, "POST", &path, Some(&token("publisher")), body);
         assert_eq!(status, 403);
     }
     assert!(!server.log().contains("tidegate::audit"), "{}", server.log());
     for (what, body, shown) in decisions {
-        let path = format!("/admission/{what}");
+        let path = path_of(what);
         let (status, answer) = request(server.admin, "POST", &path, Some(&operator), body);
         assert_eq!(status, 200, "{answer}");
         server.wait(|| {

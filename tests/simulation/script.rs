@@ -51,6 +51,7 @@ fn event(step: &Step, kinds: &[Arc<Kind>], now: tidegate::engine::time::Time) ->
         amount,
         ttl: None,
         received: now,
+        mark: None,
     })
 }
 

@@ -263,6 +263,7 @@ impl World {
             ttl: None,
             received: now,
             kind,
+            mark: None,
         }
     }
 

@@ -235,6 +235,7 @@ impl World {
             ttl: rng.percent(10).then(|| Duration::from_millis(rng.between(1, 400))),
             received: now - Duration::from_micros(rng.below(5_000)),
             kind,
+            mark: None,
         }
     }
 

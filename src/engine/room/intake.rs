@@ -7,6 +7,7 @@ use super::super::event::{Event, Numbered};
 use super::super::ids::{ImportantNo, Seq};
 use super::super::kind::{Kind, Lane, Merge};
 use super::super::level::Rank;
+use super::super::mark::Fate;
 use super::super::merge::{Admitted, Verdict};
 use super::super::outcome::Refusal;
 use super::super::pending::Waiting;
@@ -57,7 +58,10 @@ impl Room {
         self.stats.accepted[lane.index()] += 1;
         self.open.since.get_or_insert(now);
         match admitted {
-            Admitted::Absorbed => self.open.absorb(lane, event.received),
+            Admitted::Absorbed => {
+                self.note_fate(&event, Fate::Summed);
+                self.open.absorb(lane, event.received);
+            }
             Admitted::Keep => self.keep(event, given, None, now),
             Admitted::Overtakes(order) => {
                 let older = self.pending.take(order);
@@ -91,18 +95,21 @@ impl Room {
         let weight = event.weight();
         let (mut overtaken, mut oldest) = ([0; 3], event.received);
         if let Some(older) = older {
+            self.note_fate(&older.event.event, Fate::Overtaken);
             overtaken = older.overtaken;
             overtaken[older.event.event.kind.lane.index()] += 1;
             oldest = oldest.min(older.oldest);
         }
         if event.kind.lane != Lane::Important {
             if !self.is_sampled_in(&event, rank) {
+                self.note_fate(&event, Fate::Dropped(DropReason::SampledOut));
                 self.shed(&event.kind, overtaken, DropReason::SampledOut);
                 return;
             }
             // The common fate in an overload, decided before anything is allocated.
             if self.pending.would_drop(rank, weight, &self.settings) {
                 self.merges.dropped(&event, rank);
+                self.note_fate(&event, Fate::Dropped(DropReason::BufferFull));
                 self.shed(&event.kind, overtaken, DropReason::BufferFull);
                 return;
             }
@@ -129,6 +136,7 @@ impl Room {
             Verdict::In => true,
             Verdict::Instead(order) => {
                 if let Some(out) = self.pending.take(order) {
+                    self.note_fate(&out.event.event, Fate::Dropped(DropReason::SampledOut));
                     self.shed(&out.event.event.kind, out.overtaken, DropReason::SampledOut);
                 }
                 true
@@ -141,6 +149,7 @@ impl Room {
     pub(super) fn drop_kept(&mut self, waiting: &Waiting, reason: DropReason) {
         let event = &waiting.event.event;
         self.merges.dropped(event, waiting.rank);
+        self.note_fate(event, Fate::Dropped(reason));
         self.shed(&event.kind, waiting.overtaken, reason);
     }
 

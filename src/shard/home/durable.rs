@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use super::{HomeRoom, Homes};
+use super::{HomeRoom, Homes, traces};
 use crate::engine::event::Numbered;
 use crate::engine::ids::{ImportantNo, RoomId, ShardId};
 use crate::engine::outcome::{Outcome, Refusal};
@@ -74,12 +74,14 @@ impl Homes {
         let Some(home) = self.open(&queued.room, now) else {
             let refused = Refusal::TooManyRooms;
             self.intake.refused[refused.index()] += 1;
+            traces::refused(self.tracer.as_deref_mut(), &queued.event, refused);
             return self.intake.done(key, Outcome::Rejected(refused));
         };
         if let Some(parked) = &mut home.waking {
             parked.push(queued);
             return;
         }
+        let mark = queued.event.mark.clone();
         let offered = home.room.offer(queued.event, now);
         let decided = match offered {
             Offered::Done(outcome) => Some(outcome),
@@ -89,6 +91,7 @@ impl Homes {
                 None
             }
         };
+        traces::offered(self.tracer.as_deref_mut(), mark.as_ref(), &offered);
         self.mark_dirty(&queued.room);
         if let Some(outcome) = decided {
             self.intake.done(key, outcome);
@@ -174,6 +177,7 @@ impl Homes {
     fn settle_logged(&mut self, id: &RoomId, upto: ImportantNo, now: Time) {
         let Some(home) = self.rooms.get_mut(id) else { return };
         home.room.logged(upto, now);
+        traces::logged(self.tracer.as_deref_mut(), id, upto);
         for waiter in home.waiters.extract_if(.., |waiter| waiter.important <= upto) {
             self.intake.done(waiter.caller, waiter.answer);
         }
@@ -196,6 +200,7 @@ impl Homes {
         for (id, first, _) in rooms {
             let Some(home) = self.rooms.get_mut(id) else { continue };
             home.room.log_failed(*first);
+            traces::log_failed(self.tracer.as_deref_mut(), id, *first);
             for waiter in home.waiters.extract_if(.., |waiter| waiter.important >= *first) {
                 let refused = Outcome::Rejected(Refusal::LogUnavailable);
                 self.intake.done(waiter.caller, refused);

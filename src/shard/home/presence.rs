@@ -63,6 +63,7 @@ impl Homes {
             amount: None,
             ttl: None,
             received: now,
+            mark: None,
         };
         // What the room refuses it has counted.
         let _ = home.room.publish(event, now);

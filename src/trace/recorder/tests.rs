@@ -1,0 +1,182 @@
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::engine::mark::Way;
+use crate::engine::stats::DropReason;
+use crate::engine::testing::{chat, red_packet};
+
+fn mark(id: &str, key: u128) -> Arc<Mark> {
+    Arc::new(Mark {
+        key,
+        trace: key,
+        span: 5,
+        parent: None,
+        room: RoomId::new("r").expect("a name"),
+        id: id.into(),
+        kind: "chat".into(),
+        way: Way::Http,
+        shard: ShardId(0),
+        received: Clock::start().now(),
+    })
+}
+
+fn recorder(kept: usize, spans: Option<Spans>) -> Recorder {
+    Recorder::new(ShardId(0), Clock::start(), RecorderSettings { kept }, spans)
+}
+
+fn steps(recorder: &Recorder, id: &str) -> Vec<Step> {
+    let query = Query { room: None, id: Some(id.to_owned()), limit: 9 };
+    let views = recorder.views(&query);
+    views.iter().flat_map(|view| view.steps.iter().map(|noted| noted.step)).collect()
+}
+
+#[test]
+fn each_step_begins_where_the_last_ended() {
+    let mut recorder = recorder(9, None);
+    let mark = mark("a", 1);
+    recorder.arrived(&mark);
+    recorder.admitted(&mark, 3);
+    recorder.taken(&mark);
+    recorder.answered(&mark, &Offered::Done(Outcome::Accepted { seq: Some(Seq(4)) }));
+    recorder.fate(&(Arc::clone(&mark), Fate::Dropped(DropReason::FrameBudget)));
+    let view = recorder.views(&Query { limit: 1, ..Query::default() }).remove(0);
+    let expected = [Step::Received, Step::Admitted, Step::Queued, Step::Numbered, Step::Dropped];
+    assert_eq!(view.steps.iter().map(|noted| noted.step).collect::<Vec<_>>(), expected);
+    for pair in view.steps.windows(2) {
+        assert!(pair[1].since == pair[0].at && pair[1].at >= pair[0].at, "{pair:?}");
+    }
+    assert_eq!(view.steps[1].details, [("waiting", Detail::Count(3))]);
+    assert_eq!(view.steps[3].details, [("seq", Detail::Count(4))]);
+    assert_eq!(view.steps[4].details, [("why", Detail::Word("frame_budget"))]);
+}
+
+#[test]
+fn traces_and_steps_are_bounded_and_counted() {
+    let mut recorder = recorder(3, None);
+    for key in 1..=5 {
+        recorder.arrived(&mark(&format!("e{key}"), key));
+    }
+    assert_eq!((recorder.stats().kept, recorder.stats().forgotten), (3, 2));
+    assert!(steps(&recorder, "e2").is_empty() && !steps(&recorder, "e3").is_empty());
+    recorder.taken(&mark("e2", 2));
+    assert!(steps(&recorder, "e2").is_empty(), "it stays away");
+    let again = mark("e5", 5);
+    for _ in 0..MOST_STEPS {
+        recorder.taken(&again);
+    }
+    assert_eq!(steps(&recorder, "e5").len(), MOST_STEPS);
+    assert_eq!(recorder.stats().cut_steps, 1);
+}
+
+#[test]
+fn the_log_decides_over_its_own_room_and_numbers_only() {
+    let mut recorder = recorder(9, None);
+    let (a, b, c) = (mark("a", 1), mark("b", 2), mark("c", 3));
+    for (mark, number) in [(&a, 1), (&b, 2), (&c, 3)] {
+        let answer = Outcome::Accepted { seq: Some(Seq(number)) };
+        let important = ImportantNo(number);
+        recorder.arrived(mark);
+        recorder.answered(mark, &Offered::Staged { important, answer, at_once: number == 3 });
+    }
+    let other = RoomId::new("other").expect("a name");
+    recorder.logged(&other, ImportantNo(9));
+    assert_eq!(steps(&recorder, "a"), [Step::Received, Step::Numbered]);
+    recorder.logged(&a.room, ImportantNo(1));
+    recorder.log_failed(&a.room, ImportantNo(2));
+    assert_eq!(steps(&recorder, "a"), [Step::Received, Step::Numbered, Step::Logged]);
+    assert_eq!(steps(&recorder, "b"), [Step::Received, Step::Numbered, Step::Refused]);
+    let dropped = [Step::Received, Step::Numbered, Step::Dropped];
+    assert_eq!(steps(&recorder, "c"), dropped, "its publisher was told otherwise");
+    assert!(!recorder.is_logging());
+}
+
+fn frame(mark: &Arc<Mark>) -> Frame {
+    let event =
+        crate::engine::event::Event { mark: Some(Arc::clone(mark)), ..red_packet("a").event() };
+    let numbered =
+        |event, important| crate::engine::event::Numbered { event, seq: Some(Seq(7)), important };
+    Frame {
+        room: mark.room.clone(),
+        epoch: crate::engine::ids::Epoch(1),
+        first_seq: Seq(6),
+        last_seq: Seq(7),
+        important: ImportantNo(3),
+        time: mark.received,
+        oldest: mark.received,
+        events: vec![
+            Arc::new(numbered(chat("unmarked").event(), None)),
+            Arc::new(numbered(event, Some(ImportantNo(3)))),
+        ],
+        totals: Vec::new(),
+        dropped: Vec::new(),
+        online: None,
+        ack: None,
+        represents: 2,
+    }
+}
+
+#[test]
+fn acknowledgements_count_for_their_number_until_their_time_is_over() {
+    let mut recorder = recorder(9, None);
+    let mark = mark("a", 1);
+    let frame = frame(&mark);
+    recorder.expect_receipts(&frame);
+    assert!(recorder.awaits_receipts());
+    recorder.confirmed(&mark.room, ImportantNo(0), ImportantNo(2));
+    assert!(steps(&recorder, "a").is_empty(), "not up to its number");
+    let (begun, ended) = (mark.received, recorder.clock.now());
+    recorder.written(&frame, Written { begun, ended, whole: 2, backlogged: 1, at_home: false });
+    recorder.confirmed(&mark.room, ImportantNo(2), ImportantNo(3));
+    recorder.confirmed(&mark.room, ImportantNo(0), ImportantNo(5));
+    recorder.confirmed(&mark.room, ImportantNo(3), ImportantNo(5));
+    let view = recorder.views(&Query { limit: 1, ..Query::default() }).remove(0);
+    assert_eq!(view.steps.len(), 2);
+    assert_eq!(view.steps[1].details, [("acknowledgements", Detail::Count(2))]);
+    recorder.tick(recorder.clock.now() + RECEIPTS_FOR);
+    assert!(!recorder.awaits_receipts());
+    assert_eq!(steps(&recorder, "a"), [Step::Written, Step::Confirmed], "and it stays");
+}
+
+#[test]
+fn spans_that_find_no_room_are_dropped_and_counted() {
+    let (sender, mut receiver) = mpsc::channel(2);
+    let mut recorder = recorder(9, Some(sender));
+    let mark = mark("a", 1);
+    recorder.arrived(&mark);
+    recorder.refused(&mark, "busy");
+    // Received, refused, and the event's own.
+    assert_eq!(recorder.stats().dropped_spans, 1);
+    assert!(receiver.try_recv().is_ok() && receiver.try_recv().is_ok());
+}
+
+#[test]
+fn a_whole_trace_and_a_span_are_as_small_as_the_configuration_says() {
+    let mut recorder = recorder(9, None);
+    let mark = mark(&"i".repeat(64), 1);
+    let answer = Outcome::Accepted { seq: Some(Seq(7)) };
+    recorder.arrived(&mark);
+    recorder.admitted(&mark, 3);
+    recorder.taken(&mark);
+    let important = ImportantNo(3);
+    recorder.answered(&mark, &Offered::Staged { important, answer, at_once: false });
+    recorder.logged(&mark.room, important);
+    let frame = frame(&mark);
+    recorder.flushed(&frame);
+    recorder.encoded(&frame, &[("json_bytes", Detail::Count(1)); 4]);
+    let (begun, ended) = (mark.received, mark.received);
+    recorder.written(&frame, Written { begun, ended, whole: 1, backlogged: 0, at_home: true });
+    recorder.expect_receipts(&frame);
+    recorder.confirmed(&mark.room, ImportantNo(2), important);
+    recorder.tick(recorder.clock.now() + RECEIPTS_FOR);
+    let trace = &recorder.traces[&1];
+    assert_eq!(trace.steps.len(), 9);
+    let detail = size_of::<(&str, Detail)>();
+    let details: usize = trace.steps.iter().map(|noted| noted.details.capacity() * detail).sum();
+    let mark = size_of::<Mark>() + mark.id.len() + mark.kind.len();
+    let steps = trace.steps.capacity() * size_of::<Noted>();
+    let whole = size_of::<Trace>() + mark + steps + details;
+    assert!(whole <= 2_048, "{whole} bytes");
+    // The largest number of details a step has.
+    let span = size_of::<Span>() + 4 * detail;
+    assert!(span <= 320, "{span} bytes");
+}

@@ -297,6 +297,7 @@ impl World {
             amount: rng.percent(50).then(|| rng.between(0, 40) as i64 - 10),
             ttl: None,
             received: self.now,
+            mark: None,
             kind,
         }
     }

@@ -22,16 +22,10 @@ pub struct Users {
 }
 
 /// See the module's documentation.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Visitors {
     few: HashSet<u64>,
     many: Option<CardinalityEstimator<u64, std::hash::DefaultHasher>>,
-}
-
-impl Default for Visitors {
-    fn default() -> Self {
-        Self { few: HashSet::new(), many: None }
-    }
 }
 
 impl Visitors {

@@ -12,6 +12,8 @@
 //! that one alone, and `TIDEGATE_SEEDS=10000 cargo test --release --test
 //! delivery` the long form.
 
+#[path = "delivery/arrival.rs"]
+mod arrival;
 #[path = "delivery/client.rs"]
 mod client;
 #[path = "delivery/judge.rs"]
@@ -53,6 +55,24 @@ fn every_lane_keeps_its_promise_through_faults() {
     println!("{seen:#?}");
     if std::env::var_os("TIDEGATE_SEED").is_none() {
         seen.assert_everything_happened();
+    }
+}
+
+#[test]
+fn the_arrival_rate_told_is_the_truth_within_its_bounds() {
+    let (mut all, mut within, mut sampled, mut missed_some) = (0, 0, 0, 0);
+    for seed in seeds() {
+        let of_one = arrival::run(seed);
+        all += of_one.all;
+        within += of_one.within;
+        sampled += of_one.sampled;
+        missed_some += of_one.missed_some;
+    }
+    println!("{within} of {all} within two deviations; {sampled} sampled, {missed_some} missed");
+    if std::env::var_os("TIDEGATE_SEED").is_none() {
+        assert!(sampled > all / 4 && missed_some > all / 4);
+        // Two standard deviations hold 95 %.
+        assert!(within * 100 >= all * 95, "{within} of {all}");
     }
 }
 

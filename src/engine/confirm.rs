@@ -556,7 +556,7 @@ mod tests {
     fn who_answers_after_all_is_due_all_that_was_sent() {
         let mut room = room(0);
         room.joined(0, false, ImportantNo(0));
-        [1, 2].map(|number| room.sent(&frame(number, Asked::ALL), 1, at(0)));
+        (1..=2).for_each(|number| room.sent(&frame(number, Asked::ALL), 1, at(0)));
         room.acknowledged(0, ImportantNo(1), at(100));
         assert_eq!((room.sent[1].due, room.sent[1].confirmed), (1, 0));
     }

@@ -15,13 +15,23 @@ use tidegate::engine::room::Position;
 /// From the server, as far as these promises go.
 #[derive(Debug, Clone)]
 pub(crate) enum Message {
-    Joined { snapshot: Arc<Snapshot>, recovered: bool, missed: Option<(u64, u64)> },
+    Joined {
+        snapshot: Arc<Snapshot>,
+        recovered: bool,
+        missed: Option<(u64, u64)>,
+    },
     Frame(Arc<Frame>),
     /// Told to pull.
-    Missed { to: u64, within_ms: u32 },
+    Missed {
+        to: u64,
+        within_ms: u32,
+    },
     /// The answer to a pull; unless it is complete, error `history_gone` stands
     /// before it on the same stream.
-    Pulled { frame: Arc<Frame>, complete: bool },
+    Pulled {
+        frame: Arc<Frame>,
+        complete: bool,
+    },
 }
 
 /// What it does with a message.

@@ -24,16 +24,40 @@ const MAX_PULL: u64 = 200;
 /// What the server wants done.
 #[derive(Debug)]
 pub(crate) enum Effect {
-    Send { conn: usize, message: Message },
+    Send {
+        conn: usize,
+        message: Message,
+    },
     /// The publisher of an operation is told.
-    Answer { room: usize, op: usize, outcome: Outcome },
+    Answer {
+        room: usize,
+        op: usize,
+        outcome: Outcome,
+    },
     /// An event became part of the room.
-    Counted { room: usize, event: Arc<Numbered> },
-    Framed { room: usize, frame: Arc<Frame>, members: usize },
-    Read { room: usize, after: ImportantNo, max: usize, wanted: Wanted },
+    Counted {
+        room: usize,
+        event: Arc<Numbered>,
+    },
+    Framed {
+        room: usize,
+        frame: Arc<Frame>,
+        members: usize,
+    },
+    Read {
+        room: usize,
+        after: ImportantNo,
+        max: usize,
+        wanted: Wanted,
+    },
     /// A viewer that has important events up to `from` is sent some, and told
     /// of others that it missed.
-    Resumed { from: u64, sent: Vec<u64>, missed: Option<(u64, u64)>, important: u64 },
+    Resumed {
+        from: u64,
+        sent: Vec<u64>,
+        missed: Option<(u64, u64)>,
+        important: u64,
+    },
     Carried,
     ToldToPull,
     Verdict(Arrival),
@@ -95,7 +119,13 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts with what the log has. `seed` is the process's own.
-    pub(crate) fn start(rooms: usize, log: &mut Log, with: &Scenario, seed: u64, now: Time) -> Self {
+    pub(crate) fn start(
+        rooms: usize,
+        log: &mut Log,
+        with: &Scenario,
+        seed: u64,
+        now: Time,
+    ) -> Self {
         let key = LevelKey::from_seed(u128::from(seed));
         let homes = (0..rooms).map(|index| {
             let id = RoomId::new(&format!("live:{index}")).expect("a valid name");
@@ -459,7 +489,13 @@ impl Home {
         let important = events.last().and_then(|event| event.important).unwrap_or(after);
         let (epoch, last_seq) = self.stands_at;
         let first_seq = Seq(last_seq.0 + 1);
-        Frame { epoch, first_seq, last_seq, important, ..self.beside(events, Some(Asked::ALL), now) }
+        Frame {
+            epoch,
+            first_seq,
+            last_seq,
+            important,
+            ..self.beside(events, Some(Asked::ALL), now)
+        }
     }
 
     /// What the log brought and, where it ends, what memory has after that.

@@ -505,8 +505,7 @@ impl World {
             let judge = &self.judges[room];
             judge.close(room, &self.log);
             judge.close_sums(&snapshot);
-            for viewer in self.viewers.iter().filter(|viewer| viewer.room == room && !viewer.gone)
-            {
+            for viewer in self.viewers.iter().filter(|viewer| viewer.room == room && !viewer.gone) {
                 judge.close_viewer(room, &self.log, &viewer.client, &viewer.shown, &snapshot);
                 self.seen.stayed += 1;
             }

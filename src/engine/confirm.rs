@@ -175,7 +175,9 @@ impl Confirmations {
     /// [`removed`](Self::removed).
     pub fn left(&mut self, index: usize) {
         let Some(score) = self.scores.get_mut(index) else { return };
-        score.acks = false;
+        if !std::mem::replace(&mut score.acks, false) {
+            return; // Nothing was due to it.
+        }
         let score = *score;
         for sent in &mut self.sent {
             let number = sent.event.important.unwrap_or_default();
@@ -235,13 +237,13 @@ impl Confirmations {
         (score.acks, score.carried) = (true, 0);
         for sent in &mut self.sent {
             let this = sent.event.important.unwrap_or_default();
-            let counts = this > before && this <= number;
-            if !counts || !sent.asked.concerns(slot) {
+            if this <= before || !sent.asked.concerns(slot) {
                 continue;
             }
-            if !acks {
-                // It acknowledges after all: from now on it is asked.
-                sent.due += 1;
+            // Who acknowledges after all is asked for everything from now on.
+            sent.due += u32::from(!acks);
+            if this > number {
+                continue;
             }
             sent.confirmed += 1;
             let age = now.since(sent.event.event.received);
@@ -506,6 +508,25 @@ mod tests {
         assert_eq!(room.acknowledged(0, ImportantNo(2), at(20_100)), 2, "it does after all");
         room.sent(&frame(3, Asked::ALL), 1, at(20_200));
         assert_eq!(chase(&mut room, at(21_200)).1.len(), 1);
+    }
+
+    #[test]
+    fn who_was_not_asked_takes_nobody_s_due_with_it() {
+        let mut room = room(1);
+        room.joined(0, false, ImportantNo(0));
+        room.sent(&frame(1, Asked::ALL), 2, at(0));
+        room.left(1);
+        room.removed(1);
+        assert_eq!(room.sent[0].due, 1);
+    }
+
+    #[test]
+    fn who_answers_after_all_is_due_all_that_was_sent() {
+        let mut room = room(0);
+        room.joined(0, false, ImportantNo(0));
+        (1..=2).for_each(|number| room.sent(&frame(number, Asked::ALL), 1, at(0)));
+        room.acknowledged(0, ImportantNo(1), at(100));
+        assert_eq!((room.sent[1].due, room.sent[1].confirmed), (1, 0));
     }
 
     #[test]

@@ -130,7 +130,8 @@ impl Ring {
 
     fn push(&mut self, number: u64, weight: usize, event: &Arc<Numbered>) {
         if self.max_events == 0 || weight > self.max_bytes {
-            self.forgotten = number;
+            // It may come late, behind higher ones.
+            self.forgotten = self.forgotten.max(number);
             return;
         }
         while self.entries.len() >= self.max_events || self.bytes + weight > self.max_bytes {
@@ -237,5 +238,14 @@ mod tests {
         history.push(&numbered(chat("c"), 7, None));
         assert!(!history.after_seq(Seq(5), Seq(7), 9).complete);
         assert!(history.after_seq(Seq(6), Seq(7), 9).complete);
+    }
+
+    #[test]
+    fn what_comes_late_and_is_not_kept_makes_nothing_else_complete() {
+        let mut history = History::new(&settings(0, 1 << 20));
+        history.push(&numbered(chat("c"), 5, None));
+        history.push(&numbered(red_packet("r"), 3, Some(1)));
+        assert!(!history.after_seq(Seq(4), Seq(5), 9).complete);
+        assert!(history.after_seq(Seq(5), Seq(5), 9).complete);
     }
 }

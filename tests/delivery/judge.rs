@@ -141,6 +141,16 @@ impl Judge {
         }
     }
 
+    /// Somebody comes back: what it is owed is sent or named, all of it.
+    pub(crate) fn resumed(from: u64, sent: &[u64], missed: Option<(u64, u64)>, important: u64) {
+        let named = missed.map_or(from, |(first, last)| {
+            assert_eq!(first, from + 1, "what was missed begins where it left off");
+            last
+        });
+        let owed = named + 1..=important;
+        assert!(owed.eq(sent.iter().copied()), "from {from}: {sent:?} sent, {missed:?} named");
+    }
+
     /// A viewer has taken a message.
     pub(crate) fn heard(&self, epoch: Epoch, shown: &mut Shown, heard: &Heard, have: u64) {
         assert_eq!(heard.hole, None, "a hole between frames is announced");

@@ -50,9 +50,13 @@ pub(crate) enum Effect {
         max: usize,
         wanted: Wanted,
     },
-    /// A viewer is in the room from now on.
-    Entered {
-        conn: usize,
+    /// A viewer that has important events up to `from` is sent some, and told
+    /// of others that it missed.
+    Resumed {
+        from: u64,
+        sent: Vec<u64>,
+        missed: Option<(u64, u64)>,
+        important: u64,
     },
     Carried,
     ToldToPull,
@@ -337,6 +341,9 @@ impl Server {
             let Resumed { events, missed_to, .. } = resumed;
             recovered = resumed.recovered;
             missed = (missed_to > from.important).then(|| (from.important.0 + 1, missed_to.0));
+            let sent = events.iter().filter_map(|event| Some(event.important?.0)).collect();
+            let (has, important) = (from.important.0, snapshot.important.0);
+            self.effects.push(Effect::Resumed { from: has, sent, missed, important });
             let first = if recovered { from.seq } else { snapshot.seq };
             let mut frame = home.beside(events, None, now);
             frame.first_seq = Seq(first.0 + 1);
@@ -346,7 +353,6 @@ impl Server {
         home.confirmations.joined(slot, acks, snapshot.important);
         home.count_online(now);
         let message = Message::Joined { snapshot, recovered, missed };
-        self.effects.push(Effect::Entered { conn });
         self.effects.push(Effect::Send { conn, message });
         if let Some(frame) = replay {
             self.effects.push(Effect::Send { conn, message: Message::Frame(frame) });

@@ -48,8 +48,6 @@ pub(crate) struct Conn {
     pub(crate) open: bool,
     /// The server has seen that it is gone.
     pub(crate) noticed: bool,
-    /// It is a member.
-    pub(crate) entered: bool,
     /// When the last message on each stream arrives.
     main: Time,
     important: Time,
@@ -107,7 +105,6 @@ impl World {
             process: self.process,
             open: true,
             noticed: false,
-            entered: false,
             main: self.now,
             important: self.now,
             checking: false,

@@ -27,6 +27,8 @@ pub(crate) const ROOMS: usize = 2;
 const TROUBLE: Duration = Duration::from_secs(8);
 /// And how long the scores are kept after that.
 const CALM: Duration = Duration::from_secs(14);
+/// By then everybody has everything, and nobody has anything left to do.
+const REST: Duration = Duration::from_secs(30);
 const MS: u64 = 1_000;
 
 #[derive(Debug)]
@@ -91,6 +93,7 @@ pub(crate) fn run(seed: u64) -> Seen {
     let mut world = World::new(seed);
     while let Some(((now, _), step)) = world.queue.pop_first() {
         world.now = now;
+        assert!(now < START + TROUBLE + REST, "it does not come to rest: {step:?}");
         world.step(step);
         world.settle();
     }
@@ -255,7 +258,9 @@ impl World {
                 let step = Step::Read(self.process, room, after, max, wanted);
                 self.within(1, 40, step);
             }
-            Effect::Entered { conn } => self.conns[conn].entered = true,
+            Effect::Resumed { from, sent, missed, important } => {
+                Judge::resumed(from, &sent, missed, important);
+            }
             Effect::Carried => self.seen.carried += 1,
             Effect::ToldToPull => self.seen.told_to_pull += 1,
             Effect::Verdict(arrival) => {

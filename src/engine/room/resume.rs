@@ -44,7 +44,7 @@ impl Room {
         let mut owed = self.history_after_important(from.important, usize::MAX);
         let behind = owed.events.len().saturating_sub(limit);
         if sequenced.complete && !sequenced.more && owed.complete && behind == 0 {
-            let events = united(sequenced.events, owed.events, from.seq);
+            let events = united(sequenced.events, owed.events, from);
             return Some(Resumed { recovered: true, events, missed_to: from.important });
         }
         owed.events.drain(..behind);
@@ -59,15 +59,18 @@ impl Room {
 }
 
 /// Both lists in order of `seq`: important events that the position's owner has
-/// not, although their `seq` lies before it, come first.
+/// not, although their `seq` lies before it, come first, and those that it has,
+/// although their `seq` lies behind it, are left out: they may have a stream of
+/// their own.
 fn united(
     sequenced: Vec<Arc<Numbered>>,
     important: Vec<Arc<Numbered>>,
-    after: Seq,
+    from: Position,
 ) -> Vec<Arc<Numbered>> {
     let mut events = important;
-    events.retain(|event| event.seq <= Some(after));
-    events.extend(sequenced);
+    events.retain(|event| event.seq <= Some(from.seq));
+    let has = |event: &Arc<Numbered>| event.important.is_some_and(|it| it <= from.important);
+    events.extend(sequenced.into_iter().filter(|event| !has(event)));
     events
 }
 
@@ -108,6 +111,8 @@ mod tests {
         let behind = room.resume(at(7, 1), 100).unwrap();
         assert_eq!(seqs(&behind), [6, 8, 9, 10], "an important one missed before that");
         assert!(room.resume(at(10, 3), 100).unwrap().events.is_empty());
+        let ahead = room.resume(at(4, 2), 100).unwrap();
+        assert_eq!(seqs(&ahead), [5, 7, 8, 9, 10], "an important one came before its seq");
     }
 
     #[test]

@@ -69,7 +69,9 @@ impl Shard {
             self.stats.confirmed += new;
             // What confirms something new was asked for, and there are no more
             // of these than events: it takes nothing off the viewer's allowance.
-            if new > 0 && let Some(row) = self.viewers.get(key) {
+            if new > 0
+                && let Some(row) = self.viewers.get(key)
+            {
                 row.tokens = row.tokens.saturating_add(MESSAGE_TOKENS);
             }
         }

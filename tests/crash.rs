@@ -313,3 +313,22 @@ fn what_came_before_a_viewer_was_back_in_a_room_without_a_past_can_be_pulled() {
     viewer.send(&json!({"pull": {"room": "r", "from": 1, "to": 1}}));
     assert_eq!(viewer.expect("frame")["events"][0]["id"], "a");
 }
+
+#[test]
+fn the_first_number_after_a_restart_is_not_given_again_by_the_next() {
+    let mut server = Server::start("");
+    let event = |id: &str, kind: &str| json!([{"id": id, "kind": kind, "payload": 1}]);
+    let number = |(status, body): (u16, Value)| {
+        assert_eq!(status, 200, "{body}");
+        body["results"][0]["seq"].as_u64().expect("a number")
+    };
+    let mut last = number(server.publish("r", event("a", "red_packet")));
+    for life in 0..5 {
+        server.kill();
+        server.again();
+        // Talk is answered without waiting for the log.
+        let next = number(server.publish("r", event(&format!("c{life}"), "chat")));
+        assert!(next > last, "life {life}: {next} after {last}");
+        last = next;
+    }
+}

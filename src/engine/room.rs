@@ -53,7 +53,7 @@ use super::time::Time;
 use super::visitors::Visitors;
 pub use restore::Restored;
 pub use resume::{Position, Resumed};
-pub use staged::Offered;
+pub use staged::{Offered, RESERVE};
 use staged::Staged;
 
 /// The state of one room. The module says in which order to call it.

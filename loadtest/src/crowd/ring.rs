@@ -422,11 +422,9 @@ impl Ring {
                 partial.drain(..used);
                 partial
             };
+            // Not done after a short read: the end of the connection may stand
+            // behind the data, and it is not signalled a second time.
             self.members[index].partial = rest;
-            // A short read has emptied the socket (epoll(7)).
-            if read < buffer.len() {
-                return Ok(());
-            }
         }
     }
 

@@ -164,7 +164,8 @@ impl Room {
     }
 
     fn joined(&mut self, joined: &Joined, steps: &mut Vec<Step>) {
-        let known = self.epoch == Some(joined.epoch);
+        let before = self.epoch;
+        let known = before == Some(joined.epoch);
         self.joined = true;
         self.epoch = Some(joined.epoch);
         self.pulled = (0, 0);
@@ -178,9 +179,13 @@ impl Room {
                 self.pull(missed.to, steps);
             }
         } else {
-            self.important = joined.important;
+            // A numbering that began after the one we know is new from its first
+            // event; a room that we see for the first time begins for us now.
+            let later = before.is_some_and(|before| before < joined.epoch);
+            self.important = if later { 0 } else { joined.important };
             self.beyond.clear();
             self.hashes.clear();
+            self.pull(joined.important, steps);
         }
     }
 
@@ -455,6 +460,13 @@ mod tests {
         assert_eq!(room.missed(parse(rebased).joined.as_ref().unwrap()), None);
         assert!(room.receive(&parse(rebased)).is_empty());
         assert_eq!(room.missing(frame(10, 11, 3, &[]).frame.as_ref().unwrap()), None);
+    }
+
+    #[test]
+    fn a_later_numbering_is_new_from_its_first_event() {
+        let mut room = joined_at(5, 2);
+        let steps = room.receive(&parse(r#"{"joined":{"epoch":8,"seq":9,"important":3}}"#));
+        assert_eq!(sent(&steps), [r#"{"pull":{"from":1,"room":"r","to":3}}"#]);
     }
 
     #[test]

@@ -578,9 +578,11 @@ const important = {
       if (body.missed) this.pull(body.missed.to);
       return;
     }
-    this.upTo = body.important;
+    // A numbering that began after the one we know is new from its first event.
+    this.upTo = resume?.epoch < body.epoch ? 0 : body.important;
     this.beyond.clear();
     this.hashes.clear();
+    this.pull(body.important);
   },
 
   /** The events of a frame that were not here before. */

@@ -305,15 +305,13 @@ impl Log {
             _ => directory(error),
         })?;
         let restored = recovery::restore(disk.as_ref(), &settings, &kinds, now);
-        let mut restored = restored.map_err(|error| match error {
+        let restored = restored.map_err(|error| match error {
             LayoutError::Io(error) => directory(error),
             LayoutError::Newer { segment, version } => {
                 let (directory, known) = (name(&settings), format::VERSION);
                 LogError::Version { directory, segment, version, known }
             }
         })?;
-        // The writer starts with a checkpoint, and that with a sync.
-        restored.index.set_aside(settings.set_aside);
         let damaged = &restored.recovered.report.damaged;
         let stats = LogStats {
             damaged_stretches: damaged.len() as u64,

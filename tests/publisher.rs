@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde_json::json;
 use tidegate::client::{
-    Content, NewEvent, Outcome, PublishError, Publisher, PublisherSettings, PublisherStats, Receipt,
-    StartError,
+    Content, NewEvent, Outcome, PublishError, Publisher, PublisherSettings, PublisherStats,
+    Receipt, StartError,
 };
 use tidegate::engine::ids::RoomId;
 

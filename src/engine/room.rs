@@ -53,8 +53,8 @@ use super::time::Time;
 use super::visitors::Visitors;
 pub use restore::Restored;
 pub use resume::{Position, Resumed};
+pub use staged::Offered;
 use staged::Staged;
-pub use staged::{Offered, RESERVE};
 
 /// The state of one room. The module says in which order to call it.
 #[derive(Debug)]

@@ -270,14 +270,6 @@ impl Index {
         self.rooms.iter().flat_map(|(room, all)| all.iter().map(move |n| (room, n.stand())))
     }
 
-    /// Sets so many more numbers aside in every room's newest numbering. The
-    /// next checkpoint makes that durable.
-    pub(super) fn set_aside(&mut self, numbers: u64) {
-        for numbering in self.rooms.values_mut().filter_map(|all| all.last_mut()) {
-            numbering.used.0 += numbers;
-        }
-    }
-
     /// Bytes of all segments.
     pub(super) fn segment_bytes(&self) -> u64 {
         self.tally.segments.values().map(|segment| segment.end).sum()

@@ -62,9 +62,6 @@ pub struct LogSettings {
     pub tail_events: usize,
     /// Bytes of them.
     pub tail_bytes: usize,
-    /// Sequence numbers set aside for every room when the log is opened, as if
-    /// reserved: they are durable before anybody is given one of them.
-    pub set_aside: u64,
 }
 
 impl LogSettings {
@@ -84,7 +81,6 @@ impl LogSettings {
             ids_per_room: 10_000,
             tail_events: 256,
             tail_bytes: 1 << 20,
-            set_aside: 0,
         }
     }
 }

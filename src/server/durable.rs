@@ -8,11 +8,11 @@ use anyhow::Context as _;
 use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::engine::ids::{RoomId, Seq, ShardId};
+use crate::engine::ids::{RoomId, ShardId};
 use crate::engine::kind::{Kind, Kinds, Lane};
-use crate::engine::room::{RESERVE, Restored};
+use crate::engine::room::Restored;
 use crate::engine::time::Time;
-use crate::log::{KindOf, Log, LogSettings, LogState, Recovered, RestoredRoom, Retention};
+use crate::log::{KindOf, Log, LogSettings, Recovered, RestoredRoom, Retention};
 use crate::shard::peers::{LocalShards, Message, Path as _, Placement as _};
 
 /// Rooms of an earlier process, for one shard, and when each was last used.
@@ -48,11 +48,9 @@ pub(super) fn open(
         warn!(rooms = rooms.len(), %report, "log opened, and not all of it could be read");
     }
     let mut left: Vec<Left> = (0..peers.count()).map(|_| Vec::new()).collect();
-    // A log that cannot write has set nothing aside.
-    let set_aside = if log.state() == LogState::Writable { RESERVE } else { 0 };
     for room in rooms {
         let ShardId(home) = peers.home_of(&room.room);
-        left[usize::from(home)].push(restored(room, set_aside));
+        left[usize::from(home)].push(restored(room));
     }
     Ok(Some(Opened { log: Arc::new(log), rooms: left }))
 }
@@ -72,7 +70,6 @@ fn settings(config: &Config) -> LogSettings {
         ids_per_room: rooms.dedupe_sequenced,
         tail_events: rooms.history_important,
         tail_bytes: rooms.history_important_bytes,
-        set_aside: RESERVE,
         ..LogSettings::new(&durable.directory)
     }
 }
@@ -90,8 +87,7 @@ fn kind_of(kinds: &Arc<Kinds>) -> KindOf {
     })
 }
 
-fn restored(room: RestoredRoom, set_aside: u64) -> (RoomId, Restored, Time) {
+fn restored(room: RestoredRoom) -> (RoomId, Restored, Time) {
     let RestoredRoom { room: id, epoch, seq, important, last_used, ids, tail, former: _ } = room;
-    let reserved = Seq(seq.0 + set_aside);
-    (id, Restored { epoch, seq, reserved, important, ids, tail }, last_used)
+    (id, Restored { epoch, seq, important, ids, tail }, last_used)
 }

@@ -17,8 +17,6 @@ pub struct Restored {
     pub epoch: Epoch,
     /// The highest sequence number that may have been given.
     pub seq: Seq,
-    /// Sequence numbers up to this are set aside in the log already.
-    pub reserved: Seq,
     /// The last important number given.
     pub important: ImportantNo,
     /// Ids of important events with their numbers, oldest first.
@@ -43,7 +41,7 @@ impl Room {
         let Restored { seq, important, .. } = *restored;
         room.given = Numbers { seq, important };
         (room.flushed, room.committed) = (room.given, important);
-        room.staged.set_reserved(restored.reserved.max(seq));
+        room.staged.set_reserved(seq);
         for (id, seq) in &restored.ids {
             let id = level_key.hash128(Use::EventId, [id]);
             if room.sequenced_ids.find(id).is_none() {

@@ -29,9 +29,8 @@ use super::super::time::Time;
 use super::{Numbers, Room};
 
 /// Numbers set aside at a time for what is not logged itself, so that none is
-/// given twice after a crash. At most this many are skipped by one, and as many
-/// again by a restart before that.
-pub const RESERVE: u64 = 4_096;
+/// given twice after a crash. At most this many are skipped by one.
+const RESERVE: u64 = 4_096;
 
 /// What became of an event that was offered to a room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -508,7 +507,6 @@ mod tests {
         let restored = Restored {
             epoch: Epoch(7),
             seq: Seq(99),
-            reserved: Seq(99 + RESERVE),
             important: ImportantNo(5),
             ids: vec![("old".into(), Seq(30))],
             tail: vec![card("x", 4), card("y", 5)],
@@ -524,7 +522,6 @@ mod tests {
         assert_eq!(old, Offered::Done(Outcome::Duplicate { seq: Some(Seq(30)) }));
         assert_eq!(stage(&mut room, "new", START), ImportantNo(6));
         assert_eq!(room.seq(), Seq(100));
-        assert_eq!(room.take_reservation(), None, "numbers are set aside already");
         assert!(room.history_after_important(ImportantNo(3), 9).complete);
         assert!(!room.history_after_important(ImportantNo(2), 9).complete);
         assert!(room.history_after_seq(Seq(99), 9).complete);

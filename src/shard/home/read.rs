@@ -18,6 +18,9 @@ use crate::shard::stats::{PULL_RESULTS, count};
 use crate::wire::message::ServerMessage;
 use crate::wire::shared::{SharedFrame, SharedSnapshot, message};
 
+/// When a read that the log has no place for may be tried again.
+const LOG_BUSY: Duration = Duration::from_millis(500);
+
 /// Answers to pulls kept for those who ask the same within a moment.
 const PULLS_KEPT: usize = 16;
 
@@ -77,15 +80,7 @@ impl Homes {
         let events = (to.0 + 1).saturating_sub(from.0).min(MAX_PULL) as usize;
         let after = ImportantNo(from.0.saturating_sub(1));
         if let Some(wait) = self.pulls.take(now) {
-            count(&mut self.pulls.results, &PULL_RESULTS, "limited");
-            // Spread over as long again, so that they do not come back as one.
-            let spread = u64::from(asker.viewer.index.wrapping_mul(0x9e37_79b1) >> 16);
-            let wait_ms = wait.as_millis() as u64 + 1;
-            let retry_after_ms = Some(wait_ms + wait_ms.max(1_000) * spread / 65_536);
-            let reason = "more is pulled than the server brings at once";
-            let error = error(id, "pull_limited", reason, true, retry_after_ms);
-            let bytes = message(asker.format, &error);
-            return path.send(asker.shard, Message::Direct { viewer: asker.viewer, bytes });
+            return self.put_off(id, asker, wait, path.as_ref());
         }
         home.pulled.retain(|pulled| now.since(pulled.made) < SNAPSHOT_AGE);
         let known =
@@ -99,9 +94,26 @@ impl Homes {
         if !replay.complete && self.read_log(id, after, events, wanted, path) {
             return count(&mut self.pulls.results, &PULL_RESULTS, "log");
         }
+        if !replay.complete && self.journal().is_some() {
+            // As many reads wait as may: what is kept must not be called gone.
+            return self.put_off(id, asker, LOG_BUSY, path.as_ref());
+        }
         let result = if replay.complete { "memory" } else { "gone" };
         count(&mut self.pulls.results, &PULL_RESULTS, result);
         self.pulled(id, (after, events), asker, replay.events, replay.complete, path.as_ref(), now);
+    }
+
+    /// Tells a viewer to pull again later.
+    fn put_off(&mut self, id: &RoomId, asker: Asker, wait: Duration, path: &dyn Path) {
+        count(&mut self.pulls.results, &PULL_RESULTS, "limited");
+        // Spread over as long again, so that they do not come back as one.
+        let spread = u64::from(asker.viewer.index.wrapping_mul(0x9e37_79b1) >> 16);
+        let wait_ms = wait.as_millis() as u64 + 1;
+        let retry_after_ms = Some(wait_ms + wait_ms.max(1_000) * spread / 65_536);
+        let reason = "more is pulled than the server brings at once";
+        let error = error(id, "pull_limited", reason, true, retry_after_ms);
+        let bytes = message(asker.format, &error);
+        path.send(asker.shard, Message::Direct { viewer: asker.viewer, bytes });
     }
 
     #[allow(clippy::too_many_arguments, reason = "one pull's parts, used twice")]

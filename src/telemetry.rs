@@ -386,6 +386,7 @@ fn absorb(total: &mut ShardStats, shard: &ShardStats) {
     add(&mut total.resumes, &shard.resumes);
     add(&mut total.pulls, &shard.pulls);
     add(&mut total.digests, &shard.digests);
+    total.confirmation_age.absorb(&shard.confirmation_age);
     total.confirmed += shard.confirmed;
     total.carried_along += shard.carried_along;
     total.missed += shard.missed;

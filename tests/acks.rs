@@ -111,6 +111,7 @@ fn arrival_is_reported_by_kind_and_horizon() {
     let of =
         |name: &str| format!("tidegate_arrival_{name}_total{{kind=\"red_packet\",within=\"3\"}}");
     server.wait_metric(&of("due"), 4.0);
+    assert_eq!(server.metric("tidegate_confirmation_age_seconds_count"), 3.0);
     assert_eq!(server.metric(&of("confirmed")), 3.0);
     assert_eq!(server.metric(&of("deviation")), 0.0, "everybody was asked");
 }

@@ -224,8 +224,15 @@ impl Confirmations {
     }
 
     /// The viewer at `index` has everything up to `number`. A number that was
-    /// never sent counts as the last that was. Returns what is new to us.
-    pub fn acknowledged(&mut self, index: usize, number: ImportantNo, now: Time) -> u64 {
+    /// never sent counts as the last that was. Returns what is new to us, and
+    /// tells `aged` how old each event was that it was asked about.
+    pub fn acknowledged(
+        &mut self,
+        index: usize,
+        number: ImportantNo,
+        now: Time,
+        mut aged: impl FnMut(Duration),
+    ) -> u64 {
         let last = self.sent.back().and_then(|sent| sent.event.important).unwrap_or_default();
         let Some(score) = self.scores.get_mut(index) else { return 0 };
         let number = number.min(last);
@@ -247,6 +254,7 @@ impl Confirmations {
             }
             sent.confirmed += 1;
             let age = now.since(sent.event.event.received);
+            aged(age);
             for (count, horizon) in sent.in_time.iter_mut().zip(HORIZONS) {
                 *count += u32::from(age <= horizon);
             }
@@ -418,8 +426,8 @@ mod tests {
     fn who_is_silent_is_sent_it_again_and_then_told_to_pull() {
         let mut room = room(3);
         room.sent(&frame(1, Asked::ALL), 3, START);
-        assert_eq!(room.acknowledged(0, ImportantNo(1), at(100)), 1);
-        assert_eq!(room.acknowledged(1, ImportantNo(1), at(200)), 1);
+        assert_eq!(room.acknowledged(0, ImportantNo(1), at(100), |_| ()), 1);
+        assert_eq!(room.acknowledged(1, ImportantNo(1), at(200), |_| ()), 1);
         assert!(chase(&mut room, at(999)).1.is_empty(), "not yet");
         assert_eq!(chase(&mut room, at(1_000)).1, [(2, Remedy::Carry(ImportantNo(0)))]);
         assert!(chase(&mut room, at(1_500)).1.is_empty(), "once a second");
@@ -439,7 +447,7 @@ mod tests {
         room.sent(&frame(2, Asked::ALL), 1, at(10));
         assert_eq!(chase(&mut room, at(1_000)).1, [(0, Remedy::Carry(ImportantNo(0)))]);
         assert_eq!(room.after(ImportantNo(0)).len(), 2);
-        assert_eq!(room.acknowledged(0, ImportantNo(2), at(1_100)), 2);
+        assert_eq!(room.acknowledged(0, ImportantNo(2), at(1_100), |_| ()), 2);
         assert!(chase(&mut room, at(2_500)).1.is_empty());
     }
 
@@ -447,9 +455,9 @@ mod tests {
     fn arrival_counts_who_confirmed_within_each_horizon() {
         let mut room = room(4);
         room.sent(&frame(1, Asked::ALL), 4, START);
-        room.acknowledged(0, ImportantNo(1), at(500));
-        room.acknowledged(1, ImportantNo(1), at(2_000));
-        room.acknowledged(2, ImportantNo(1), at(5_000));
+        room.acknowledged(0, ImportantNo(1), at(500), |_| ());
+        room.acknowledged(1, ImportantNo(1), at(2_000), |_| ());
+        room.acknowledged(2, ImportantNo(1), at(5_000), |_| ());
         let (verdicts, _) = chase(&mut room, at(10_001));
         let shares: Vec<_> =
             verdicts.iter().map(|v| (v.arrival.confirmed, v.arrival.due)).collect();
@@ -469,7 +477,7 @@ mod tests {
                 if i % 10 == 0 {
                     silent += 1;
                 } else {
-                    room.acknowledged(i, ImportantNo(1), at(200));
+                    room.acknowledged(i, ImportantNo(1), at(200), |_| ());
                 }
             }
         }
@@ -491,7 +499,7 @@ mod tests {
         room.left(0);
         room.removed(0);
         // The newcomer has moved to the place of the one that left.
-        room.acknowledged(1, ImportantNo(1), at(10));
+        room.acknowledged(1, ImportantNo(1), at(10), |_| ());
         let (verdicts, remedies) = chase(&mut room, at(1_001));
         assert_eq!((verdicts[0].arrival.due, verdicts[0].arrival.confirmed), (1.0, 1.0));
         assert!(remedies.is_empty());
@@ -505,7 +513,11 @@ mod tests {
         let (verdicts, remedies) = chase(&mut room, at(20_000));
         assert!(verdicts.is_empty() && remedies.is_empty());
         room.sent(&frame(2, Asked::ALL), 1, at(20_000));
-        assert_eq!(room.acknowledged(0, ImportantNo(2), at(20_100)), 2, "it does after all");
+        assert_eq!(
+            room.acknowledged(0, ImportantNo(2), at(20_100), |_| ()),
+            2,
+            "it does after all"
+        );
         room.sent(&frame(3, Asked::ALL), 1, at(20_200));
         assert_eq!(chase(&mut room, at(21_200)).1.len(), 1);
     }
@@ -525,7 +537,7 @@ mod tests {
         let mut room = room(0);
         room.joined(0, false, ImportantNo(0));
         (1..=2).for_each(|number| room.sent(&frame(number, Asked::ALL), 1, at(0)));
-        room.acknowledged(0, ImportantNo(1), at(100));
+        room.acknowledged(0, ImportantNo(1), at(100), |_| ());
         assert_eq!((room.sent[1].due, room.sent[1].confirmed), (1, 0));
     }
 
@@ -533,7 +545,7 @@ mod tests {
     fn a_number_that_was_never_sent_confirms_no_more_than_was() {
         let mut room = room(1);
         room.sent(&frame(1, Asked::ALL), 1, START);
-        assert_eq!(room.acknowledged(0, ImportantNo(u64::MAX), at(1)), 1);
+        assert_eq!(room.acknowledged(0, ImportantNo(u64::MAX), at(1), |_| ()), 1);
         room.sent(&frame(2, Asked::ALL), 1, at(2));
         assert_eq!(chase(&mut room, at(1_002)).1, [(0, Remedy::Carry(ImportantNo(1)))]);
     }

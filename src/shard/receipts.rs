@@ -67,7 +67,9 @@ impl Shard {
         let member = place.member;
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
         if member != WAITING {
-            let new = room.confirmations.acknowledged(member as usize, important, now);
+            let ages = &mut self.stats.confirmation_age;
+            let aged = |age| ages.observe(age, 1);
+            let new = room.confirmations.acknowledged(member as usize, important, now, aged);
             self.stats.confirmed += new;
             let id = &room.id;
             super::traces::confirmed(&mut self.homes.tracer, id, new, important);

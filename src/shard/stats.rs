@@ -154,6 +154,8 @@ pub struct ShardStats {
     pub pulls: [u64; PULL_RESULTS.len()],
     /// Digests by [`DIGEST_RESULTS`].
     pub digests: [u64; DIGEST_RESULTS.len()],
+    /// From an important event's arrival here to a viewer's acknowledgement.
+    pub confirmation_age: Histogram,
     /// Pairs of viewer and important event that were confirmed.
     pub confirmed: u64,
     /// Frames that carried important events along to viewers that were behind.
@@ -231,6 +233,7 @@ impl Default for ShardStats {
             resumes: [0; RESUME_RESULTS.len()],
             pulls: [0; PULL_RESULTS.len()],
             digests: [0; DIGEST_RESULTS.len()],
+            confirmation_age: Histogram::new(AGE_BOUNDS),
             confirmed: 0,
             carried_along: 0,
             missed: 0,

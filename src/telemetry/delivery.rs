@@ -37,6 +37,11 @@ pub(super) fn delivery(text: &mut Text, total: &ShardStats, scrape: &Scrape<'_>)
         "Pairs of viewer and important event given up after that; the viewer was told to pull.",
         total.missed,
     );
+    text.histogram(
+        "tidegate_confirmation_age_seconds",
+        "From an important event's arrival here to its confirmation by a viewer that was asked.",
+        &total.confirmation_age,
+    );
     arrival(text, total);
     if let Some(log) = &scrape.log {
         self::log(text, log);

@@ -137,7 +137,7 @@ impl Hall {
             Step::Ack(viewer, number) => {
                 let member = self.members.iter().position(|member| *member == viewer);
                 if let Some(index) = member {
-                    self.room.acknowledged(index, ImportantNo(number), now);
+                    self.room.acknowledged(index, ImportantNo(number), now, |_| ());
                 }
             }
             Step::Leave(viewer) => {

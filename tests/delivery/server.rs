@@ -407,7 +407,7 @@ impl Server {
     pub(crate) fn acknowledged(&mut self, room: usize, conn: usize, number: u64, now: Time) {
         let home = &mut self.homes[room];
         if let Some(index) = home.position(conn) {
-            home.confirmations.acknowledged(index, ImportantNo(number), now);
+            home.confirmations.acknowledged(index, ImportantNo(number), now, |_| ());
         }
     }
 

@@ -29,6 +29,8 @@ mod rng;
 mod script;
 #[path = "simulation/slow.rs"]
 mod slow;
+#[path = "simulation/slow_seen.rs"]
+mod slow_seen;
 #[path = "simulation/world.rs"]
 mod world;
 

@@ -134,6 +134,7 @@ fn log(text: &mut Text, log: &LogStats) {
         (LogFailure::Full, failures.full),
         (LogFailure::Stale, failures.stale),
         (LogFailure::Queue, failures.queue),
+        (LogFailure::Invalid, failures.invalid),
     ];
     text.by(
         ("tidegate_log_failures_total", "reason"),

@@ -160,6 +160,12 @@ impl Homes {
                     self.settle_logged(&id, last, now);
                 }
             }
+            Err(LogFailure::Invalid) => {
+                // Of this batch alone: the log goes on, and so do the others.
+                warn!("the log finds events out of order; they are refused");
+                let lost = durable.tickets.pop_front().map(|ticket| ticket.rooms);
+                self.lose(&lost.unwrap_or_default(), now);
+            }
             Err(failure) => {
                 warn!(failure = failure.code(), "the log has failed; important events are refused");
                 // Whatever else is on its way was submitted before this was

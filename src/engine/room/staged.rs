@@ -221,7 +221,7 @@ impl Room {
     /// the log know a room must not be there without it. If it fails, say
     /// [`log_failed`](Room::log_failed), with or without events.
     pub fn take_reservation(&mut self) -> Option<Seq> {
-        if !self.is_logged() || self.given.seq.0 + RESERVE / 2 <= self.staged.reserved.0 {
+        if !self.runs_low() {
             return None;
         }
         self.staged.reserved = Seq(self.given.seq.0 + RESERVE);
@@ -238,6 +238,16 @@ impl Room {
     #[must_use]
     pub fn last_reservation(&self) -> Option<Seq> {
         self.is_logged().then_some(self.given.seq)
+    }
+
+    /// Whether there is anything for the log: asked for every event.
+    #[must_use]
+    pub fn wants_log(&self) -> bool {
+        self.staged.submitted < self.staged.entries.len() || self.runs_low()
+    }
+
+    fn runs_low(&self) -> bool {
+        self.is_logged() && self.given.seq.0 + RESERVE / 2 > self.staged.reserved.0
     }
 
     /// The log knows its numbering, or is about to.

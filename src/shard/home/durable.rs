@@ -91,19 +91,21 @@ impl Homes {
                 None
             }
         };
+        // Here and not by name: this is done for every event.
+        let clean = !std::mem::replace(&mut home.dirty, true);
+        let wants_log = home.room.wants_log();
         traces::offered(self.tracer.as_deref_mut(), mark.as_ref(), &offered);
-        self.mark_dirty(&queued.room);
         if let Some(outcome) = decided {
             self.intake.done(key, outcome);
         }
-        self.note_unlogged(&queued.room);
-    }
-
-    fn note_unlogged(&mut self, id: &RoomId) {
-        if let Some(durable) = &mut self.durable
-            && durable.unlogged.last() != Some(id)
+        if wants_log
+            && let Some(durable) = &mut self.durable
+            && durable.unlogged.last() != Some(&queued.room)
         {
-            durable.unlogged.push(id.clone());
+            durable.unlogged.push(queued.room.clone());
+        }
+        if clean {
+            self.dirty.push(queued.room);
         }
     }
 

@@ -144,6 +144,35 @@ pub struct Frame {
     pub represents: u64,
 }
 
+impl Frame {
+    /// A frame that brings important events again, or totals, and covers no new
+    /// numbers: `seq` is the last that one covered.
+    #[must_use]
+    pub fn beside(
+        room: RoomId,
+        (epoch, seq): (Epoch, Seq),
+        important: ImportantNo,
+        events: Vec<Arc<Numbered>>,
+        time: Time,
+    ) -> Self {
+        Self {
+            room,
+            epoch,
+            first_seq: Seq(seq.0 + 1),
+            last_seq: seq,
+            important,
+            time,
+            oldest: time,
+            represents: events.len() as u64,
+            events,
+            totals: Vec::new(),
+            dropped: Vec::new(),
+            online: None,
+            ack: None,
+        }
+    }
+}
+
 /// Where a room stands, for someone who joins or asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {

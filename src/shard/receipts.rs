@@ -15,7 +15,7 @@ use crate::engine::confirm::{Asked, Remedy, Slot, Verdict};
 use crate::engine::delivery::Cut;
 use crate::engine::digest::{Digest, MAX_RANGE};
 use crate::engine::event::Frame;
-use crate::engine::ids::{ImportantNo, RoomId, Seq};
+use crate::engine::ids::{ImportantNo, RoomId};
 use crate::engine::time::Time;
 use crate::wire::Format;
 use crate::wire::message::ServerMessage;
@@ -184,20 +184,6 @@ pub(super) fn spread_ms(viewers: usize) -> u32 {
 fn carrying(room: &LocalRoom, after: ImportantNo, now: Time) -> Frame {
     let events = room.confirmations.after(after);
     let important = events.last().and_then(|event| event.important).unwrap_or(after);
-    let (epoch, seq) = room.stands_at;
-    Frame {
-        room: room.id.clone(),
-        epoch,
-        first_seq: Seq(seq.0 + 1),
-        last_seq: seq,
-        important,
-        time: now,
-        oldest: now,
-        represents: events.len() as u64,
-        events,
-        totals: Vec::new(),
-        dropped: Vec::new(),
-        online: None,
-        ack: Some(Asked::ALL),
-    }
+    let frame = Frame::beside(room.id.clone(), room.stands_at, important, events, now);
+    Frame { ack: Some(Asked::ALL), ..frame }
 }

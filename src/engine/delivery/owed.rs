@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::super::event::{Frame, Numbered, Snapshot, Total};
-use super::super::ids::{ImportantNo, Seq};
+use super::super::ids::ImportantNo;
 use super::super::time::Time;
 
 /// Important events that a viewer is owed, as far as they go at once.
@@ -77,25 +77,13 @@ pub fn totals(snapshot: &Snapshot, now: Time) -> Frame {
 }
 
 fn numberless(snapshot: &Snapshot, important: ImportantNo, now: Time) -> Frame {
-    Frame {
-        room: snapshot.room.clone(),
-        epoch: snapshot.epoch,
-        first_seq: Seq(snapshot.seq.0 + 1),
-        last_seq: snapshot.seq,
-        important,
-        time: now,
-        oldest: now,
-        events: Vec::new(),
-        totals: Vec::new(),
-        dropped: Vec::new(),
-        online: None,
-        ack: None,
-        represents: 0,
-    }
+    let at = (snapshot.epoch, snapshot.seq);
+    Frame::beside(snapshot.room.clone(), at, important, Vec::new(), now)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::ids::Seq;
     use super::super::super::testing::red_packet;
     use super::*;
 

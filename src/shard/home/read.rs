@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{HomeRoom, Homes, MAX_PULL, SNAPSHOT_AGE};
 use crate::engine::delivery::{Ask, Cut};
 use crate::engine::event::{Frame, Numbered};
-use crate::engine::ids::{ImportantNo, RoomId, Seq, ShardId};
+use crate::engine::ids::{ImportantNo, RoomId, ShardId};
 use crate::engine::room::{Position, Replay};
 use crate::engine::time::Time;
 use crate::log::{Read, ReadAnswer};
@@ -314,22 +314,9 @@ fn error<'a>(
 impl HomeRoom {
     /// A frame that carries events and covers no new numbers.
     fn beside(&self, events: Vec<Arc<Numbered>>, now: Time) -> Frame {
-        let seq = self.room.sent_seq();
-        Frame {
-            room: self.room.id().clone(),
-            epoch: self.room.epoch(),
-            first_seq: Seq(seq.0 + 1),
-            last_seq: seq,
-            important: self.room.sent_important(),
-            time: now,
-            oldest: now,
-            represents: events.len() as u64,
-            events,
-            totals: Vec::new(),
-            dropped: Vec::new(),
-            online: None,
-            ack: None,
-        }
+        let Self { room, .. } = self;
+        let at = (room.epoch(), room.sent_seq());
+        Frame::beside(room.id().clone(), at, room.sent_important(), events, now)
     }
 
     fn events(&self, events: Vec<Arc<Numbered>>, complete: bool, more: bool) -> Events {

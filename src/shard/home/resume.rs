@@ -131,20 +131,10 @@ impl HomeRoom {
         let (seq, important) = (snapshot.seq, snapshot.important);
         let first = if recovered { from.seq } else { seq };
         let replay = (first < seq || !events.is_empty()).then(|| {
+            let (room, at) = (snapshot.room.clone(), (snapshot.epoch, seq));
             let frame = Frame {
-                room: snapshot.room.clone(),
-                epoch: snapshot.epoch,
                 first_seq: Seq(first.0 + 1),
-                last_seq: seq,
-                important,
-                time: now,
-                oldest: now,
-                represents: events.len() as u64,
-                events,
-                totals: Vec::new(),
-                dropped: Vec::new(),
-                online: None,
-                ack: None,
+                ..Frame::beside(room, at, important, events, now)
             };
             Arc::new(SharedFrame::new(frame, compression))
         });

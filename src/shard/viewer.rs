@@ -294,7 +294,12 @@ impl Shard {
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
         room.asked.retain(|asked| *asked != entrance.resume);
         let entering = room.waiting.extract_if(.., |waits| waits.resume == entrance.resume);
-        for Waiting { key, resume, acks } in entering.collect::<Vec<_>>() {
+        let entering: Vec<Waiting> = entering.collect();
+        if room.waiting.is_empty() {
+            // A storm of joins must not hold the memory for ever.
+            room.waiting = Vec::new();
+        }
+        for Waiting { key, resume, acks } in entering {
             let Some(row) = self.viewers.get(key).filter(|row| row.is_open()) else { continue };
             let format = row.format;
             let Some(place) = row.memberships.iter().position(|m| m.room == index) else {

@@ -98,6 +98,16 @@ fn pulls_share_their_bytes_and_keep_to_a_rate() {
 }
 
 #[test]
+fn a_pull_up_to_the_last_number_there_is_harms_nobody() {
+    let server = Server::start("");
+    let mut viewer = viewer(&server, "u");
+    publish(&server, "p");
+    frame_with(&mut viewer, "p");
+    viewer.send(&json!({"pull": {"room": "r", "from": 1, "to": u64::MAX}}));
+    frame_with(&mut viewer, "p");
+}
+
+#[test]
 fn arrival_is_reported_by_kind_and_horizon() {
     let server = Server::start("");
     let mut viewers: Vec<_> = (0..4).map(|i| viewer(&server, &format!("u{i}"))).collect();

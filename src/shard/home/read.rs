@@ -77,7 +77,7 @@ impl Homes {
         now: Time,
     ) {
         let Some(home) = self.rooms.get_mut(id) else { return };
-        let events = (to.0 + 1).saturating_sub(from.0).min(MAX_PULL) as usize;
+        let events = to.0.saturating_add(1).saturating_sub(from.0).min(MAX_PULL) as usize;
         let after = ImportantNo(from.0.saturating_sub(1));
         if let Some(wait) = self.pulls.take(now) {
             return self.put_off(id, asker, wait, path.as_ref());

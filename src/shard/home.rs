@@ -246,6 +246,8 @@ impl Homes {
                 self.mark_dirty(&id);
             }
         }
+        self.wake_late(now);
+        self.answer(path);
         self.flush_dirty(path, stats, now);
         if self.next_sweep <= now {
             self.sweep(now);

@@ -43,6 +43,8 @@ pub(super) struct Durable {
     next_ticket: u64,
     /// Rooms with something to submit.
     unlogged: Vec<RoomId>,
+    /// Woken rooms whose first numbers are being set aside, and since when.
+    waking: VecDeque<(Time, RoomId)>,
     /// Rooms of an earlier process that nobody has asked for yet.
     asleep: HashMap<RoomId, (Restored, Time)>,
 }
@@ -64,6 +66,7 @@ impl Homes {
             tickets: VecDeque::new(),
             next_ticket: 0,
             unlogged: Vec::new(),
+            waking: VecDeque::new(),
             asleep,
         });
     }
@@ -226,8 +229,20 @@ impl Homes {
     pub(super) fn set_aside(&mut self, id: &RoomId, now: Time) {
         if let Some(durable) = &mut self.durable {
             durable.unlogged.push(id.clone());
+            durable.waking.push_back((now, id.clone()));
         }
         self.submit(now);
+    }
+
+    /// A log that stalls must not silence woken rooms for longer than others.
+    pub(super) fn wake_late(&mut self, now: Time) {
+        let patience = self.settings.room.log_patience;
+        let late = |durable: &mut Durable| {
+            durable.waking.pop_front_if(|(since, _)| now.since(*since) >= patience)
+        };
+        while let Some((_, id)) = self.durable.as_mut().and_then(late) {
+            self.awake(&id, now);
+        }
     }
 
     /// What an earlier process left of a room.

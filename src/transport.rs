@@ -1,5 +1,7 @@
 //! Transports: they read and decode what viewers send, and hand accepted
 //! sockets to the shard, which writes to them.
 
+pub mod origin;
 pub mod session;
 pub mod websocket;
+pub mod webtransport;

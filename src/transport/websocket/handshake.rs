@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use thiserror::Error;
 use tungstenite::handshake::server::create_response_with_body;
 
+use crate::transport::origin;
 use crate::wire::Format;
 
 /// Subprotocols, most wanted first.
@@ -140,17 +141,9 @@ fn tokens(headers: &HeaderMap, name: http::HeaderName) -> impl Iterator<Item = &
 }
 
 fn origin_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
-    let Some(origin) = headers.get(ORIGIN) else { return true };
-    let Ok(origin) = origin.to_str() else { return false };
-    if allowed.iter().any(|entry| entry == "*" || entry.eq_ignore_ascii_case(origin)) {
-        return true;
-    }
-    if !allowed.is_empty() {
-        return false;
-    }
-    let Some(host) = headers.get(HOST).and_then(|host| host.to_str().ok()) else { return false };
-    let bare = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
-    bare.is_some_and(|bare| bare.eq_ignore_ascii_case(host))
+    let origin = headers.get(ORIGIN).map(HeaderValue::as_bytes);
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    origin::allowed(origin, host, allowed)
 }
 
 #[cfg(test)]

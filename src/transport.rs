@@ -2,6 +2,7 @@
 //! sockets to the shard, which writes to them.
 
 pub mod origin;
+pub mod quic;
 pub mod session;
 pub mod websocket;
 pub mod webtransport;

@@ -23,9 +23,13 @@ use crate::transport::quic::endpoint::Endpoint;
 use crate::transport::quic::settings::Settings;
 use crate::transport::quic::socket::{self, DatagramSocket};
 use crate::transport::quic::steer::{self, Handover, MOST_SHARDS, Stray};
+use crate::transport::webtransport::Rules;
 
 /// Where the secret of connection resets is kept, in the directory of the log.
 const SECRET_FILE: &str = "quic-reset.key";
+
+/// Where WebTransport sessions are opened.
+const WEBTRANSPORT_PATH: &str = "/v1/wt";
 
 /// What all shards share of QUIC.
 pub(super) struct Shared {
@@ -71,6 +75,11 @@ impl Shared {
             max_handshakes: quic.max_handshakes,
             max_connections,
             max_message: config.websocket.max_message_bytes,
+            sessions: Arc::new(Rules {
+                origins: config.websocket.allowed_origins.clone(),
+                path: WEBTRANSPORT_PATH.to_owned(),
+                max_header: config.websocket.max_header_bytes,
+            }),
         };
         let server = crypto::server(identity.resolver(), &settings).context("QUIC")?;
         let (handover, ends) = Handover::new(shards);
@@ -84,7 +93,7 @@ impl Shared {
         let strays = self.ends.get_mut(usize::from(shard))?.take()?;
         Some(Start {
             server: Arc::clone(&self.server),
-            settings: self.settings,
+            settings: self.settings.clone(),
             secret: self.secret,
             handover: self.handover.clone(),
             strays,

@@ -100,7 +100,13 @@ pub struct CarrierStats {
     pub handed_over: u64,
     /// Times that the kernel took no more datagrams.
     pub blocked: u64,
+    /// Requests over HTTP/3, by [`SESSIONS`].
+    pub sessions: [u64; SESSIONS.len()],
 }
+
+/// What became of requests over HTTP/3, as metrics name it: a WebTransport
+/// session, a page from elsewhere, or nothing that is served.
+pub const SESSIONS: [&str; 3] = ["accepted", "foreign_origin", "bad_handshake"];
 
 impl CarrierStats {
     /// Adds another's.
@@ -117,6 +123,16 @@ impl CarrierStats {
         self.bytes_sent += other.bytes_sent;
         self.handed_over += other.handed_over;
         self.blocked += other.blocked;
+        for (sum, more) in self.sessions.iter_mut().zip(other.sessions) {
+            *sum += more;
+        }
+    }
+
+    /// Counts a request over HTTP/3.
+    pub fn session(&mut self, result: &str) {
+        let at = SESSIONS.iter().position(|known| *known == result);
+        debug_assert!(at.is_some(), "{result} has no counter");
+        self.sessions[at.unwrap_or(SESSIONS.len() - 1)] += 1;
     }
 }
 

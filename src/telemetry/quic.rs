@@ -1,6 +1,7 @@
 //! Metrics of QUIC: handshakes, datagrams, and viewers by transport.
 
 use super::Text;
+use crate::shard::outlet::SESSIONS;
 use crate::shard::stats::ShardStats;
 
 pub(super) fn quic(text: &mut Text, total: &ShardStats) {
@@ -26,6 +27,12 @@ pub(super) fn quic(text: &mut Text, total: &ShardStats) {
             ("refused", carried.refused),
             ("retry", carried.retries),
         ],
+    );
+    text.by(
+        ("tidegate_webtransport_sessions_total", "result"),
+        "Requests over HTTP/3: WebTransport sessions, pages of other origins, and what is not \
+         served.",
+        SESSIONS.into_iter().zip(carried.sessions),
     );
     text.by(
         ("tidegate_quic_datagrams_total", "direction"),

@@ -23,3 +23,6 @@ pub mod timers;
 
 /// What raw QUIC is asked for by, in the handshake (RFC 7301).
 pub const ALPN: &[u8] = b"tidegate/1";
+
+/// What HTTP/3, and so WebTransport, is asked for by (RFC 9114, section 3.1).
+pub const ALPN_H3: &[u8] = b"h3";

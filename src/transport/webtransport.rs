@@ -42,10 +42,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use quinn_proto::{Dir, Side, StreamId};
 
-pub use codes::{H3_EXCESSIVE_LOAD, H3_NO_ERROR};
+pub use codes::H3_NO_ERROR;
 
 use codes::{
-    FRAME_HEADERS, Failure, H3_CLOSED_CRITICAL_STREAM, H3_EXCESSIVE_LOAD as EXCESSIVE_LOAD,
+    FRAME_HEADERS, Failure, H3_CLOSED_CRITICAL_STREAM, H3_EXCESSIVE_LOAD,
     H3_REQUEST_CANCELLED, STREAM_SESSION, WT_BUFFERED_STREAM_REJECTED,
 };
 use connect::Close;
@@ -217,7 +217,7 @@ impl Session {
         let stream = match self.streams.iter().position(|stream| stream.id == id) {
             Some(at) => self.streams.swap_remove(at),
             None if self.streams.len() == MAX_STREAMS => {
-                return self.fail(Failure::new(EXCESSIVE_LOAD, "too many streams"), out);
+                return self.fail(Failure::new(H3_EXCESSIVE_LOAD, "too many streams"), out);
             }
             None => Stream { id, state: State::new(id.dir()) },
         };
@@ -398,7 +398,7 @@ impl Session {
     fn count_refusal(&mut self) -> Result<(), Failure> {
         self.refused += 1;
         if self.refused > MAX_REFUSED {
-            return Err(Failure::new(EXCESSIVE_LOAD, "too many refused streams"));
+            return Err(Failure::new(H3_EXCESSIVE_LOAD, "too many refused streams"));
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
 use rustls::version::TLS13;
 use thiserror::Error;
 
-use super::ALPN;
+use super::{ALPN, ALPN_H3};
 use super::settings::Settings;
 use super::steer::Ids;
 use crate::tls::provider;
@@ -44,7 +44,7 @@ pub fn server(
         .with_protocol_versions(&[&TLS13])?
         .with_no_client_auth()
         .with_cert_resolver(resolver);
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.alpn_protocols = vec![ALPN.to_vec(), ALPN_H3.to_vec()];
     tls.ticketer = Ticketer::new()?;
     tls.session_storage = Arc::new(NoServerSessionStorage {});
     tls.send_tls13_tickets = 1;

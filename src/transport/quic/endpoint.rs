@@ -16,7 +16,7 @@ use quinn_proto::{
     ConnectionHandle, DatagramEvent, EndpointEvent, Incoming, ServerConfig, Transmit,
 };
 
-use super::peer::{Heard, Peer};
+use super::peer::{Context, Heard, Peer, Prefixed};
 use super::settings::Settings;
 use super::socket::{DatagramSocket, Origin};
 use super::steer::{Handover, Stray, shard_of};
@@ -53,6 +53,7 @@ struct Table {
     heard: VecDeque<(u32, Heard)>,
     responses: Vec<(Transmit, Vec<u8>)>,
     draining: bool,
+    prefixed: Prefixed,
     stats: CarrierStats,
 }
 
@@ -102,6 +103,7 @@ impl Endpoint {
                 heard: VecDeque::new(),
                 responses: Vec::new(),
                 draining: false,
+                prefixed: Prefixed::default(),
                 stats: CarrierStats::default(),
             },
             unsent: None,
@@ -377,13 +379,19 @@ impl Table {
 
     /// Notes what a connection has to say. Returns whether it is there.
     fn ask(&mut self, index: u32, now: Instant) -> bool {
-        let Self { proto, peers, heard, settings, drained, handshakes, unfinished, .. } = self;
+        let Self { proto, peers, heard, settings, drained, handshakes, unfinished, stats, .. } =
+            self;
         let Some(peer) = peers.get_mut(index as usize).and_then(Option::as_mut) else {
             return false;
         };
         peer.dirty = false;
         let (handshaking, idle) = (peer.handshaking, peer.begun.is_none());
-        peer.poll(settings, now, &mut |what| heard.push_back((index, what)));
+        peer.poll(&mut Context {
+            settings,
+            now,
+            heard: &mut |what| heard.push_back((index, what)),
+            session: &mut |result| stats.session(result),
+        });
         while let Some(event) = peer.connection.poll_endpoint_events() {
             if event.is_drained() {
                 drained.push(index);
@@ -395,9 +403,9 @@ impl Table {
         if handshaking && !peer.handshaking {
             *handshakes -= 1;
             if peer.connection.is_closed() {
-                self.stats.failed += 1;
+                stats.failed += 1;
             } else {
-                self.stats.accepted += 1;
+                stats.accepted += 1;
             }
         }
         if idle && peer.begun.is_some() {
@@ -442,7 +450,13 @@ impl Carrier for Endpoint {
     }
 
     fn datagram(&mut self, link: Link, message: &Bytes) -> Datagram {
-        self.table.touch(link).map_or(Datagram::Unfit, |peer| peer.datagram(message))
+        let mut prefixed = std::mem::take(&mut self.table.prefixed);
+        let taken = match self.table.touch(link) {
+            Some(peer) => peer.datagram(message, &mut prefixed),
+            None => Datagram::Unfit,
+        };
+        self.table.prefixed = prefixed;
+        taken
     }
 
     fn close(&mut self, link: Link, code: u16, reason: &'static str) {

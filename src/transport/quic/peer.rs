@@ -1,5 +1,7 @@
 //! One connection: its streams, what they bring, and what is written to them.
 
+mod web;
+
 use std::collections::VecDeque;
 use std::io;
 use std::time::Instant;
@@ -9,17 +11,31 @@ use quinn_proto::{
     Connection, ConnectionError, Dir, Event, SendDatagramError, StreamEvent, StreamId, VarInt,
     WriteError,
 };
+use smallvec::SmallVec;
 
 use super::settings::Settings;
 use super::timers::Entries;
 use crate::shard::connection::ViewerKey;
 use crate::shard::outlet::Datagram;
 use crate::wire::close::CloseReason;
+use crate::transport::webtransport::{H3_NO_ERROR, Session};
 use crate::wire::stream::{self, Decoder};
+
+pub use web::Prefixed;
 
 /// What is important goes before the rest of a connection's streams, which have
 /// priority 0.
 const IMPORTANT_FIRST: i32 = 1;
+
+/// What a connection of HTTP/3 ends with that broke no rule of its own.
+const NO_ERROR: VarInt = VarInt::from_u32(H3_NO_ERROR as u32);
+
+/// How a stream of the client ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Finished,
+    Reset,
+}
 
 /// What a connection has to say to the shard.
 #[derive(Debug)]
@@ -36,6 +52,19 @@ pub enum Heard {
     Left,
     /// The connection is at its end.
     Gone,
+}
+
+/// What a connection works with while it is asked.
+pub struct Context<'a> {
+    /// Limits.
+    pub settings: &'a Settings,
+    /// The time.
+    pub now: Instant,
+    /// Takes what there is to say.
+    pub heard: &'a mut dyn FnMut(Heard),
+    /// Takes the results of requests for WebTransport sessions, as metrics name
+    /// them.
+    pub session: &'a mut dyn FnMut(&'static str),
 }
 
 /// Messages for the important stream that it did not take yet.
@@ -66,6 +95,8 @@ pub struct Peer {
     waiting: Option<Box<Waiting>>,
     decoder: Decoder,
     closing: Option<(u16, &'static str)>,
+    /// Speaks HTTP/3.
+    session: Option<Box<Session>>,
 }
 
 impl Peer {
@@ -85,115 +116,120 @@ impl Peer {
             waiting: None,
             decoder: Decoder::default(),
             closing: None,
+            session: None,
         }
     }
 
     /// Asks the protocol what has happened.
-    pub fn poll(&mut self, settings: &Settings, now: Instant, heard: &mut dyn FnMut(Heard)) {
+    pub fn poll(&mut self, context: &mut Context<'_>) {
         while let Some(event) = self.connection.poll() {
             match event {
-                Event::HandshakeDataReady | Event::DatagramsUnblocked => {}
+                Event::HandshakeDataReady => self.begin_session(context),
+                Event::DatagramsUnblocked => {}
                 Event::Connected => self.handshaking = false,
                 Event::ConnectionLost { reason } => {
                     self.handshaking = false;
-                    heard(match reason {
+                    (context.heard)(match reason {
                         ConnectionError::ApplicationClosed(_) => Heard::Left,
                         _ => Heard::Gone,
                     });
-                    heard(Heard::Gone);
+                    (context.heard)(Heard::Gone);
                 }
                 Event::DatagramReceived => while self.connection.datagrams().recv().is_some() {},
-                Event::Stream(event) => self.streamed(event, settings, now, heard),
+                Event::Stream(event) => self.streamed(event, context),
             }
         }
     }
 
-    fn streamed(
-        &mut self,
-        event: StreamEvent,
-        settings: &Settings,
-        now: Instant,
-        heard: &mut dyn FnMut(Heard),
-    ) {
+    fn streamed(&mut self, event: StreamEvent, context: &mut Context<'_>) {
         match event {
-            StreamEvent::Opened { dir } => self.accept(dir, settings, now, heard),
-            StreamEvent::Readable { id } if self.control == Some(id) => {
-                self.read(id, settings, now, heard);
+            StreamEvent::Opened { dir } => self.accept(dir, context),
+            StreamEvent::Readable { id } if self.session.is_some() => self.read_web(id, context),
+            StreamEvent::Readable { id } if self.control == Some(id) => self.read(id, context),
+            StreamEvent::Writable { id } if self.control == Some(id) => {
+                (context.heard)(Heard::Writable);
             }
-            StreamEvent::Writable { id } if self.control == Some(id) => heard(Heard::Writable),
             StreamEvent::Writable { id } if self.important == Some(id) => self.write_waiting(),
             StreamEvent::Available { dir: Dir::Uni } => self.write_waiting(),
             StreamEvent::Finished { id } if self.control == Some(id) => {
-                if let Some((code, reason)) = self.closing {
-                    self.end(code, reason, now);
-                    heard(Heard::Gone);
+                if let Some((code, reason)) = self.closing
+                    && !self.close_session(code, reason)
+                {
+                    self.end(code, reason, context.now);
+                    (context.heard)(Heard::Gone);
                 }
             }
-            StreamEvent::Stopped { id, .. } if self.control == Some(id) => heard(Heard::Left),
+            StreamEvent::Stopped { id, .. } if self.control == Some(id) => {
+                (context.heard)(Heard::Left);
+            }
             StreamEvent::Stopped { id, .. } if self.important == Some(id) => {
-                heard(Heard::Broke(CloseReason::ProtocolError));
+                (context.heard)(Heard::Broke(CloseReason::ProtocolError));
             }
             _ => {}
         }
     }
 
-    fn accept(
-        &mut self,
-        dir: Dir,
-        settings: &Settings,
-        now: Instant,
-        heard: &mut dyn FnMut(Heard),
-    ) {
+    fn accept(&mut self, dir: Dir, context: &mut Context<'_>) {
         while let Some(id) = self.connection.streams().accept(dir) {
-            if dir == Dir::Bi && self.control.is_none() {
+            if self.session.is_some() {
+                self.read_web(id, context);
+            } else if dir == Dir::Bi && self.control.is_none() {
                 self.control = Some(id);
-                heard(Heard::Opened);
-                self.read(id, settings, now, heard);
+                (context.heard)(Heard::Opened);
+                self.read(id, context);
             } else {
-                heard(Heard::Broke(CloseReason::ProtocolError));
+                (context.heard)(Heard::Broke(CloseReason::ProtocolError));
             }
         }
     }
 
-    fn read(
-        &mut self,
-        id: StreamId,
-        settings: &Settings,
-        now: Instant,
-        heard: &mut dyn FnMut(Heard),
-    ) {
+    fn read(&mut self, id: StreamId, context: &mut Context<'_>) {
+        let (chunks, end) = self.take_chunks(id);
+        for chunk in chunks {
+            if !self.said(&chunk, context) {
+                return;
+            }
+        }
+        if end.is_some() {
+            (context.heard)(Heard::Left);
+        }
+    }
+
+    /// Everything that a stream has brought, and its end, once it is there.
+    fn take_chunks(&mut self, id: StreamId) -> (SmallVec<[Bytes; 4]>, Option<End>) {
         let mut stream = self.connection.recv_stream(id);
-        let Ok(mut chunks) = stream.read(true) else { return };
-        let mut whole = false;
-        let ended = loop {
+        let mut taken = SmallVec::new();
+        let Ok(mut chunks) = stream.read(true) else { return (taken, None) };
+        let end = loop {
             match chunks.next(usize::MAX) {
-                Ok(Some(chunk)) => {
-                    let fed =
-                        self.decoder.feed(&chunk.bytes, settings.max_message, &mut |message| {
-                            whole = true;
-                            heard(Heard::Message(Bytes::copy_from_slice(message)));
-                            true
-                        });
-                    if fed.is_err() {
-                        heard(Heard::Broke(CloseReason::MessageTooLarge));
-                        break false;
-                    }
-                }
-                Ok(None) => break true,
-                Err(quinn_proto::ReadError::Blocked) => break false,
-                Err(quinn_proto::ReadError::Reset(_)) => break true,
+                Ok(Some(chunk)) => taken.push(chunk.bytes),
+                Ok(None) => break Some(End::Finished),
+                Err(quinn_proto::ReadError::Blocked) => break None,
+                Err(quinn_proto::ReadError::Reset(_)) => break Some(End::Reset),
             }
         };
         // Credit for what was read goes out with the next packet.
         self.dirty |= chunks.finalize().should_transmit();
-        if ended {
-            heard(Heard::Left);
-        }
+        (taken, end)
+    }
+
+    /// Bytes of the viewer's messages. Returns whether it may go on.
+    fn said(&mut self, bytes: &[u8], context: &mut Context<'_>) -> bool {
+        let mut whole = false;
+        let fed = self.decoder.feed(bytes, context.settings.max_message, &mut |message| {
+            whole = true;
+            (context.heard)(Heard::Message(Bytes::copy_from_slice(message)));
+            true
+        });
         if self.decoder.is_idle() {
             self.begun = None;
         } else if whole || self.begun.is_none() {
-            self.begun = Some(now);
+            self.begun = Some(context.now);
         }
+        if fed.is_err() {
+            (context.heard)(Heard::Broke(CloseReason::MessageTooLarge));
+        }
+        fed.is_ok()
     }
 
     /// Bytes for the control stream. See
@@ -233,7 +269,14 @@ impl Peer {
             Some(important) => important,
             // Without credit for a stream, `Available` tells when there is some.
             None => match self.connection.streams().open(Dir::Uni) {
-                Some(opened) => *self.important.insert(opened),
+                Some(opened) => {
+                    if let Some(session) = &self.session {
+                        let header = Bytes::from(session.uni_header());
+                        waiting.bytes += header.len();
+                        waiting.messages.push_front(header);
+                    }
+                    *self.important.insert(opened)
+                }
                 None => return,
             },
         };
@@ -253,8 +296,14 @@ impl Peer {
     }
 
     /// A message that may be lost.
-    pub fn datagram(&mut self, message: &Bytes) -> Datagram {
-        let payload = stream::payload(message);
+    pub fn datagram(&mut self, message: &Bytes, prefixed: &mut Prefixed) -> Datagram {
+        let payload = match &self.session {
+            None => stream::payload(message),
+            Some(session) if session.takes_datagrams() => {
+                prefixed.make(&session.datagram_prefix(), message)
+            }
+            Some(_) => return Datagram::Unfit,
+        };
         let mut datagrams = self.connection.datagrams();
         let tight = datagrams.send_buffer_space() < payload.len();
         match datagrams.send(payload, true) {
@@ -280,11 +329,16 @@ impl Peer {
         }
     }
 
-    /// Ends the connection at once.
+    /// Ends the connection at once. Over HTTP/3 a code of ours has its place in
+    /// the session's end, not in the connection's.
     pub fn end(&mut self, code: u16, reason: &'static str, now: Instant) {
+        let code = VarInt::from_u32(u32::from(code));
+        self.end_with(if self.session.is_some() { NO_ERROR } else { code }, reason, now);
+    }
+
+    fn end_with(&mut self, code: VarInt, reason: &'static str, now: Instant) {
         if !self.connection.is_closed() {
-            let reason = Bytes::from_static(reason.as_bytes());
-            self.connection.close(now, VarInt::from_u32(u32::from(code)), reason);
+            self.connection.close(now, code, Bytes::from_static(reason.as_bytes()));
         }
     }
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use quinn_proto::{IdleTimeout, TransportConfig, VarInt};
 
+use crate::transport::webtransport::Rules;
+
 /// Streams that a client may have open towards us: of WebTransport, the request
 /// and the stream of the viewer's messages; of HTTP/3, control and the two of
 /// QPACK (RFC 9114, section 6.2). Raw QUIC needs one of them.
@@ -15,7 +17,7 @@ const CLIENT_UNI: u32 = 3;
 const CRYPTO_BYTES: usize = 16 * 1024;
 
 /// See the module's documentation.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// A connection is gone when nothing came for so long.
     pub idle_timeout: Duration,
@@ -40,6 +42,8 @@ pub struct Settings {
     pub max_connections: usize,
     /// Largest message from a viewer, in bytes.
     pub max_message: usize,
+    /// Who may open a WebTransport session.
+    pub sessions: Arc<Rules>,
 }
 
 impl Settings {

@@ -26,9 +26,8 @@ pub(super) const H3_CLOSED_CRITICAL_STREAM: u64 = 0x104;
 pub(super) const H3_FRAME_UNEXPECTED: u64 = 0x105;
 /// A frame that is cut short or whose content is not of its form.
 pub(super) const H3_FRAME_ERROR: u64 = 0x106;
-/// More than what a peer that means well would send; also what a driver closes
-/// a connection with whose session does not come in time.
-pub const H3_EXCESSIVE_LOAD: u64 = 0x107;
+/// More than what a peer that means well would send.
+pub(super) const H3_EXCESSIVE_LOAD: u64 = 0x107;
 /// A stream or session id that cannot be one.
 pub(super) const H3_ID_ERROR: u64 = 0x108;
 /// A setting that may not be sent, or not with that value.

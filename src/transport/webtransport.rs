@@ -45,8 +45,8 @@ use quinn_proto::{Dir, Side, StreamId};
 pub use codes::H3_NO_ERROR;
 
 use codes::{
-    FRAME_HEADERS, Failure, H3_CLOSED_CRITICAL_STREAM, H3_EXCESSIVE_LOAD,
-    H3_REQUEST_CANCELLED, STREAM_SESSION, WT_BUFFERED_STREAM_REJECTED,
+    FRAME_HEADERS, Failure, H3_CLOSED_CRITICAL_STREAM, H3_EXCESSIVE_LOAD, H3_REQUEST_CANCELLED,
+    STREAM_SESSION, WT_BUFFERED_STREAM_REJECTED,
 };
 use connect::Close;
 use control::Skipped;
@@ -375,7 +375,7 @@ impl Session {
         let section = qpack::response(refusal.status(), field);
         let bytes = connect::frame(FRAME_HEADERS, &section);
         out.push(Output::Write { stream: id, bytes, fin: true });
-        out.push(Output::Stop { stream: id, code: H3_NO_ERROR });
+        out.push(Output::Stop { stream: id, code: refusal.error() });
         out.push(Output::Refused { code: refusal.code() });
         Ok(())
     }

@@ -352,7 +352,15 @@ impl Table {
             let waits = |peer: &&mut Peer| peer.serial == serial && peer.viewer.is_none();
             if let Some(peer) = self.peer(index).filter(waits) {
                 let reason = CloseReason::MessageTimeout;
-                peer.end(reason.code().unwrap_or_default(), reason.name(), now);
+                let code = reason.code().unwrap_or_default();
+                if peer.is_closing() {
+                    peer.end(code, reason.name(), now);
+                } else {
+                    peer.close(code, reason.name(), now);
+                    // For the answer of one with a session.
+                    let by = now + self.settings.handshake_timeout;
+                    self.unheard.push_back((by, index, serial));
+                }
                 self.touch(index);
             }
         }

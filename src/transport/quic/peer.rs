@@ -17,8 +17,8 @@ use super::settings::Settings;
 use super::timers::Entries;
 use crate::shard::connection::ViewerKey;
 use crate::shard::outlet::Datagram;
-use crate::wire::close::CloseReason;
 use crate::transport::webtransport::{H3_NO_ERROR, Session};
+use crate::wire::close::CloseReason;
 use crate::wire::stream::{self, Decoder};
 
 pub use web::Prefixed;
@@ -321,12 +321,19 @@ impl Peer {
     /// Ends the connection once what was written is acknowledged.
     pub fn close(&mut self, code: u16, reason: &'static str, now: Instant) {
         self.closing = Some((code, reason));
-        let finished = self
-            .control
-            .is_some_and(|control| self.connection.send_stream(control).finish().is_ok());
-        if !finished {
+        let begun = match self.control {
+            Some(control) => self.connection.send_stream(control).finish().is_ok(),
+            None => self.close_session(code, reason),
+        };
+        if !begun {
             self.end(code, reason, now);
         }
+    }
+
+    /// Whether [`close`](Self::close) was called.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.closing.is_some()
     }
 
     /// Ends the connection at once. Over HTTP/3 a code of ours has its place in

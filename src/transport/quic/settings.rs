@@ -9,7 +9,8 @@ use crate::transport::webtransport::Rules;
 
 /// Streams that a client may have open towards us: of WebTransport, the request
 /// and the stream of the viewer's messages; of HTTP/3, control and the two of
-/// QPACK (RFC 9114, section 6.2). Raw QUIC needs one of them.
+/// QPACK (RFC 9114, section 6.2), and it gets some more once it is known to speak
+/// that. Raw QUIC needs one of them.
 const CLIENT_BIDI: u32 = 2;
 const CLIENT_UNI: u32 = 3;
 

@@ -34,8 +34,6 @@ pub(super) const H3_ID_ERROR: u64 = 0x108;
 pub(super) const H3_SETTINGS_ERROR: u64 = 0x109;
 /// The control stream does not begin with SETTINGS.
 pub(super) const H3_MISSING_SETTINGS: u64 = 0x10a;
-/// A request that is not looked at.
-pub(super) const H3_REQUEST_REJECTED: u64 = 0x10b;
 /// A request whose answer nobody wants any more.
 pub(super) const H3_REQUEST_CANCELLED: u64 = 0x10c;
 /// A stream that ended before its request was complete.

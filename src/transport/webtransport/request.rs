@@ -2,6 +2,7 @@
 //! section 4.3; RFC 9220), and whether it may have it.
 
 use super::Rules;
+use super::codes::{H3_MESSAGE_ERROR, H3_NO_ERROR};
 use super::qpack::{Fields, QpackError};
 use crate::transport::origin;
 
@@ -19,10 +20,8 @@ const CONNECTION_FIELDS: [&[u8]; 5] =
 pub(super) enum Verdict {
     /// A WebTransport session.
     Accept,
-    /// Answered with this status.
+    /// Answered with a status.
     Refuse(Refusal),
-    /// Not a request: a stream error, `H3_MESSAGE_ERROR` (RFC 9114, section 4.1.2).
-    Malformed,
     /// Not readable: a connection error, `QPACK_DECOMPRESSION_FAILED`.
     Unreadable,
 }
@@ -30,31 +29,40 @@ pub(super) enum Verdict {
 /// Why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// CONNECT without `:protocol`: this is no proxy.
-    NoProtocol,
+    /// Not a request (RFC 9114, section 4.1.2).
+    Malformed,
+    /// CONNECT of nothing, as to a proxy, or of another protocol.
+    OtherProtocol,
     /// A page from elsewhere.
     ForeignOrigin,
     /// Not our path.
     UnknownPath,
     /// GET and the like of our path.
     NotConnect,
+    /// There is a session, or a request is being read.
+    Busy,
     /// The header section is larger than allowed.
     TooLarge,
-    /// Extended CONNECT of another protocol.
-    OtherProtocol,
 }
 
 impl Refusal {
     /// The status of the answer.
     pub(super) const fn status(self) -> u16 {
         match self {
-            Refusal::NoProtocol => 400,
+            Refusal::Malformed | Refusal::OtherProtocol => 400,
             Refusal::ForeignOrigin => 403,
             Refusal::UnknownPath => 404,
             Refusal::NotConnect => 405,
+            Refusal::Busy => 429,
             Refusal::TooLarge => 431,
-            // RFC 9220, section 3.
-            Refusal::OtherProtocol => 501,
+        }
+    }
+
+    /// What the client is told to stop sending with.
+    pub(super) const fn error(self) -> u64 {
+        match self {
+            Refusal::Malformed => H3_MESSAGE_ERROR,
+            _ => H3_NO_ERROR,
         }
     }
 
@@ -90,11 +98,13 @@ impl From<QpackError> for Unfit {
     }
 }
 
+const MALFORMED: Verdict = Verdict::Refuse(Refusal::Malformed);
+
 /// Judges the request with this header section.
 pub(super) fn judge(section: &[u8], rules: &Rules) -> Verdict {
     match read(section, rules.max_header) {
         Ok(request) => decide(&request, rules),
-        Err(Unfit::Malformed) => Verdict::Malformed,
+        Err(Unfit::Malformed) => MALFORMED,
         Err(Unfit::Qpack(QpackError::TooLarge)) => Verdict::Refuse(Refusal::TooLarge),
         Err(Unfit::Qpack(QpackError::Broken)) => Verdict::Unreadable,
     }
@@ -147,17 +157,17 @@ fn is_value(value: &[u8]) -> bool {
 }
 
 fn decide(request: &Request, rules: &Rules) -> Verdict {
-    let Some(method) = request.method.as_deref() else { return Verdict::Malformed };
+    let Some(method) = request.method.as_deref() else { return MALFORMED };
     let authority = request.authority.as_deref().or(request.host.as_deref());
     let connect = method == b"CONNECT";
     if connect && request.protocol.is_none() {
         // RFC 9114, section 4.4.
         let fits = request.scheme.is_none() && request.path.is_none();
         let fits = fits && request.authority.as_ref().is_some_and(|host| !host.is_empty());
-        return if fits { Verdict::Refuse(Refusal::NoProtocol) } else { Verdict::Malformed };
+        return if fits { Verdict::Refuse(Refusal::OtherProtocol) } else { MALFORMED };
     }
     let (Some(scheme), Some(path)) = (request.scheme.as_deref(), request.path.as_deref()) else {
-        return Verdict::Malformed;
+        return MALFORMED;
     };
     let contradicts = match (&request.authority, &request.host) {
         (Some(authority), Some(host)) => authority != host,
@@ -170,7 +180,7 @@ fn decide(request: &Request, rules: &Rules) -> Verdict {
         || scheme != b"https"
         || authority.is_none_or(<[u8]>::is_empty)
     {
-        return Verdict::Malformed;
+        return MALFORMED;
     }
     let bare = path.split(|byte| *byte == b'?').next().unwrap_or_default();
     let authority = authority.and_then(|authority| std::str::from_utf8(authority).ok());
@@ -237,7 +247,7 @@ mod tests {
         assert_eq!(verdict(&[("origin", "https://evil.example")]), refused(Refusal::ForeignOrigin));
         let mut twice = CONNECT.to_vec();
         twice.extend([own, own]);
-        assert_eq!(judge(&section(&twice), &rules()), Verdict::Malformed);
+        assert_eq!(judge(&section(&twice), &rules()), MALFORMED);
     }
 
     #[test]
@@ -248,7 +258,7 @@ mod tests {
         assert_eq!(verdict(&get), refused(Refusal::NotConnect));
         assert_eq!(verdict(&[get[0], get[1], (":path", "/x")]), refused(Refusal::UnknownPath));
         let plain = [(":protocol", ""), (":scheme", ""), (":path", "")];
-        assert_eq!(verdict(&plain), refused(Refusal::NoProtocol));
+        assert_eq!(verdict(&plain), refused(Refusal::OtherProtocol));
         let long = "x".repeat(rules().max_header);
         assert_eq!(verdict(&[("cookie", &long)]), refused(Refusal::TooLarge));
     }
@@ -272,12 +282,12 @@ mod tests {
             &[("x", " 1")],
             &[("x", "1\r\nhost: evil")],
         ] {
-            assert_eq!(verdict(changes), Verdict::Malformed, "{changes:?}");
+            assert_eq!(verdict(changes), MALFORMED, "{changes:?}");
         }
         let mut late = CONNECT.to_vec();
         late.insert(0, ("x", "1"));
-        assert_eq!(judge(&section(&late), &rules()), Verdict::Malformed);
-        assert_eq!(judge(&section(&[]), &rules()), Verdict::Malformed);
+        assert_eq!(judge(&section(&late), &rules()), MALFORMED);
+        assert_eq!(judge(&section(&[]), &rules()), MALFORMED);
         assert_eq!(judge(b"\0\0\x80", &rules()), Verdict::Unreadable);
         assert_eq!(judge(b"", &rules()), Verdict::Unreadable);
     }

@@ -6,10 +6,9 @@ use quinn_proto::{Dir, StreamId, VarInt};
 use super::codes::{
     FRAME_CANCEL_PUSH, FRAME_DATA, FRAME_GOAWAY, FRAME_HEADERS, FRAME_MAX_PUSH_ID,
     FRAME_PUSH_PROMISE, FRAME_SETTINGS, Failure, H3_CLOSED_CRITICAL_STREAM, H3_FRAME_ERROR,
-    H3_FRAME_UNEXPECTED, H3_ID_ERROR, H3_MESSAGE_ERROR, H3_REQUEST_INCOMPLETE, H3_REQUEST_REJECTED,
-    H3_STREAM_CREATION_ERROR, QPACK_DECOMPRESSION_FAILED, SIGNAL_STREAM, STREAM_CONTROL,
-    STREAM_DECODER, STREAM_ENCODER, STREAM_PUSH, STREAM_SESSION, WT_BUFFERED_STREAM_REJECTED,
-    WT_SESSION_GONE,
+    H3_FRAME_UNEXPECTED, H3_ID_ERROR, H3_REQUEST_INCOMPLETE, H3_STREAM_CREATION_ERROR,
+    QPACK_DECOMPRESSION_FAILED, SIGNAL_STREAM, STREAM_CONTROL, STREAM_DECODER, STREAM_ENCODER,
+    STREAM_PUSH, STREAM_SESSION, WT_BUFFERED_STREAM_REJECTED, WT_SESSION_GONE,
 };
 use super::connect::Connect;
 use super::control::{self, Control};
@@ -229,8 +228,7 @@ impl Session {
             match kind {
                 // One session per connection, and one header section at a time.
                 FRAME_HEADERS if self.phase != Phase::Waiting || self.reads_header() => {
-                    self.refuse_stream(id, H3_REQUEST_REJECTED, out)?;
-                    out.push(Output::Refused { code: "bad_handshake" });
+                    self.refuse(id, Refusal::Busy, out)?;
                     return Ok(Step::Gone);
                 }
                 FRAME_HEADERS if length as usize > self.rules.max_header => {
@@ -276,7 +274,7 @@ impl Session {
         // Another request may have been granted in the meantime.
         let verdict = match self.phase {
             Phase::Waiting => request::judge(&section, &self.rules),
-            _ => Verdict::Malformed,
+            _ => Verdict::Refuse(Refusal::Busy),
         };
         match verdict {
             Verdict::Accept => {
@@ -285,12 +283,6 @@ impl Session {
                 return Ok(Step::Go(State::Connect(Box::new(Connect::after(frames)))));
             }
             Verdict::Refuse(refusal) => self.refuse(id, refusal, out)?,
-            Verdict::Malformed => {
-                let waiting = self.phase == Phase::Waiting;
-                let code = if waiting { H3_MESSAGE_ERROR } else { H3_REQUEST_REJECTED };
-                self.refuse_stream(id, code, out)?;
-                out.push(Output::Refused { code: "bad_handshake" });
-            }
             Verdict::Unreadable => {
                 let reason = "a header section that cannot be read";
                 return Err(Failure::new(QPACK_DECOMPRESSION_FAILED, reason));

@@ -13,6 +13,11 @@ use crate::transport::webtransport::{Output, Session};
 use crate::wire::close::CloseReason;
 use crate::wire::stream;
 
+/// Streams that a client may have open: one of each sort more than it needs, so
+/// that what is too much is told so and does not wait for ever.
+const CLIENT_BIDI: u32 = 3;
+const CLIENT_UNI: u32 = 4;
+
 impl Peer {
     /// The handshake has told which protocol is spoken. The settings of HTTP/3
     /// go out with the handshake: a browser asks for its session only then.
@@ -22,6 +27,8 @@ impl Peer {
         if data.and_then(|data| data.protocol).as_deref() != Some(ALPN_H3) {
             return;
         }
+        self.connection.set_max_concurrent_streams(Dir::Bi, VarInt::from_u32(CLIENT_BIDI));
+        self.connection.set_max_concurrent_streams(Dir::Uni, VarInt::from_u32(CLIENT_UNI));
         let mut out = Vec::new();
         let session = Session::new(context.settings.sessions.clone(), &mut out);
         self.session = Some(Box::new(session));

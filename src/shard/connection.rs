@@ -22,6 +22,7 @@ use super::outlet::{Carrier, Link, Outlet};
 use super::pending::Pending;
 use super::rebase::{Located, Rebases};
 use super::room::{BACKLOGGED, INDIRECT};
+use super::secure::Secured;
 use super::stats::ShardStats;
 use crate::engine::delivery::{Ask, Cut, LadderSettings, Rung, Verdict};
 use crate::engine::ids::RoomId;
@@ -113,7 +114,9 @@ impl Row {
 pub struct Connections {
     /// Kept apart from the rows, four bytes each: the fan-out loop touches
     /// nothing else of a viewer.
-    streams: Vec<Option<TcpStream>>,
+    pub(super) streams: Vec<Option<TcpStream>>,
+    /// Of those among them that are on TLS.
+    pub(super) secured: Secured,
     /// Of those that have no socket of their own.
     links: Vec<Option<NonMaxLink>>,
     pub(super) carrier: Option<Box<dyn Carrier>>,
@@ -148,6 +151,7 @@ impl Connections {
     pub fn new(ladder: LadderSettings, started: Time) -> Self {
         Self {
             streams: Vec::new(),
+            secured: Secured::default(),
             links: Vec::new(),
             carrier: None,
             rows: Vec::new(),
@@ -282,15 +286,16 @@ impl Connections {
 
     /// Where a viewer's bytes go.
     pub(super) fn outlet(&mut self, index: u32) -> Option<Outlet<'_>> {
-        let Self { streams, links, carrier, .. } = self;
-        outlet(streams, links, carrier, index)
+        let Self { streams, secured, links, carrier, .. } = self;
+        outlet(streams, secured, links, carrier, index)
     }
 
     /// What a room must know of a viewer.
     #[must_use]
     pub fn marks(&self, index: u32) -> u8 {
         let backlogged = if self.has_backlog(index) { BACKLOGGED } else { 0 };
-        let indirect = if self.link(index).is_some() { INDIRECT } else { 0 };
+        let indirect = self.link(index).is_some() || self.is_secure(index);
+        let indirect = if indirect { INDIRECT } else { 0 };
         backlogged | indirect
     }
 
@@ -430,7 +435,7 @@ impl Connections {
     /// The socket takes bytes again: everything that waits goes, until it blocks.
     pub fn flush(&mut self, key: ViewerKey, stats: &mut ShardStats, now: Time) {
         let row = self.rows.get(key.index as usize);
-        if row.is_some_and(|row| row.generation == key.generation) {
+        if row.is_some_and(|row| row.generation == key.generation) && self.flush_sealed(key) {
             self.write_out(key.index, stats, now);
         }
     }
@@ -443,10 +448,10 @@ impl Connections {
     }
 
     fn write_out(&mut self, index: u32, stats: &mut ShardStats, now: Time) {
-        let Self { streams, links, carrier, rows, .. } = self;
+        let Self { streams, secured, links, carrier, rows, .. } = self;
         let row = &mut rows[index as usize];
         let Some(pending) = &mut row.pending else { return };
-        let Some(mut outlet) = outlet(streams, links, carrier, index) else { return };
+        let Some(mut outlet) = outlet(streams, secured, links, carrier, index) else { return };
         if pending.write_out(&mut outlet, row.format, &self.ladder, stats, now).is_err() {
             let key = ViewerKey { index, generation: row.generation };
             return self.end(key, CloseReason::Broken);
@@ -588,6 +593,7 @@ impl Connections {
         debug_assert!(row.memberships.is_empty(), "a released viewer is in no room");
         row.memberships = SmallVec::new();
         self.streams[key.index as usize] = None;
+        self.secured.release(key.index);
         let link = self.links[key.index as usize].take();
         if let (Some(link), Some(carrier)) = (link, &mut self.carrier) {
             carrier.release(link.get());
@@ -612,12 +618,16 @@ impl NonMaxLink {
 
 fn outlet<'a>(
     streams: &'a [Option<TcpStream>],
+    secured: &'a mut Secured,
     links: &[Option<NonMaxLink>],
     carrier: &'a mut Option<Box<dyn Carrier>>,
     index: u32,
 ) -> Option<Outlet<'a>> {
     if let Some(stream) = streams.get(index as usize)? {
-        return Some(Outlet::Socket(stream));
+        return Some(match secured.outlet(index, stream) {
+            Some(sealed) => Outlet::Sealed(sealed),
+            None => Outlet::Socket(stream),
+        });
     }
     let link = (*links.get(index as usize)?)?;
     carrier.as_deref_mut().map(|carrier| Outlet::Carried(carrier, link.get()))

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::connection::Connections;
+use super::secure::Sealed;
 use super::stats::ShardStats;
 use crate::engine::delivery::Cut;
 use crate::engine::time::Time;
@@ -74,6 +75,8 @@ pub trait Carrier {
 pub(super) enum Outlet<'a> {
     /// To its own socket.
     Socket(&'a TcpStream),
+    /// To its own socket, over TLS.
+    Sealed(Sealed<'a>),
     /// By way of a carrier.
     Carried(&'a mut dyn Carrier, Link),
 }
@@ -83,6 +86,7 @@ impl Outlet<'_> {
     pub(super) fn write(&mut self, bytes: &Bytes) -> io::Result<usize> {
         match self {
             Outlet::Socket(stream) => stream.write(bytes),
+            Outlet::Sealed(sealed) => sealed.write(bytes),
             Outlet::Carried(carrier, link) => carrier.write(*link, bytes),
         }
     }
@@ -98,6 +102,7 @@ impl Outlet<'_> {
                     chunks.take(MAX_CHUNKS).map(|chunk| IoSlice::new(chunk)).collect();
                 stream.write_vectored(&chunks)
             }
+            Outlet::Sealed(sealed) => sealed.write_chunks(chunks),
             Outlet::Carried(carrier, link) => match chunks.next() {
                 Some(chunk) => carrier.write(*link, chunk),
                 None => Ok(0),
@@ -112,6 +117,7 @@ impl Outlet<'_> {
             Outlet::Socket(stream) => {
                 let _ = stream.shutdown(Shutdown::Write);
             }
+            Outlet::Sealed(sealed) => sealed.finish(),
             Outlet::Carried(carrier, link) => {
                 let code = reason.code().unwrap_or_default();
                 carrier.close(*link, code, reason.name());
@@ -144,7 +150,14 @@ impl Connections {
     ) -> io::Result<bool> {
         if self.link(index).is_none() {
             let format = self.row(index).format;
-            return self.offer(index, frame, format, stats, now);
+            let offered = self.offer(index, frame, format, stats, now);
+            // Its own socket is broken: that is not being slow.
+            return Ok(offered.unwrap_or_else(|_| {
+                if let Some(key) = self.key_of(index) {
+                    self.end(key, CloseReason::Broken);
+                }
+                false
+            }));
         }
         match self.lanes(index, frame, stats)? {
             Some(rest) => self.offer(index, &rest, Format::Stream, stats, now),

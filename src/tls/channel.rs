@@ -46,6 +46,8 @@ pub struct Channel {
     sent: usize,
     peer_closed: bool,
     closing: bool,
+    /// After a mistake rustls must not be asked again.
+    failed: bool,
 }
 
 /// What was agreed.
@@ -70,6 +72,7 @@ impl Channel {
             sent: 0,
             peer_closed: false,
             closing: false,
+            failed: false,
         })
     }
 
@@ -145,31 +148,28 @@ impl Channel {
             }
         };
         let rest = &buffer[used..];
-        let fits = rest.len() <= MAX_PARTIAL;
-        self.partial = if fits { rest.to_vec() } else { Vec::new() };
-        match result {
+        let fits = rest.len() <= MAX_PARTIAL && self.waiting() <= MAX_UNSENT;
+        let result = if fits { result } else { Err(Error::PeerSentOversizedRecord) };
+        self.partial = Vec::new();
+        match &result {
             // Whatever follows the end is not looked at.
-            Ok(()) if self.peer_closed => self.partial = Vec::new(),
-            Ok(()) if !fits || self.waiting() > MAX_UNSENT => {
-                return Err(Error::PeerSentOversizedRecord);
-            }
-            Ok(()) => {}
-            Err(error) => {
+            Ok(()) if self.peer_closed => {}
+            Ok(()) => self.partial = rest.to_vec(),
+            Err(_) => {
+                self.failed = true;
                 self.collect_alert();
-                return Err(error);
             }
         }
-        Ok(())
+        result
     }
 
-    /// An alert that goes with an error.
+    /// The alert that goes with a mistake.
     fn collect_alert(&mut self) {
-        loop {
-            match self.connection.process_tls_records(&mut self.partial).state {
-                Ok(ConnectionState::EncodeTlsData(data)) => append(data, &mut self.unsent),
-                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
-                _ => return,
-            }
+        // Only while there is something: otherwise rustls would go on reading.
+        while self.connection.wants_write() {
+            let status = self.connection.process_tls_records(&mut []);
+            let Ok(ConnectionState::EncodeTlsData(data)) = status.state else { return };
+            append(data, &mut self.unsent);
         }
     }
 
@@ -180,7 +180,10 @@ impl Channel {
     /// When the connection can send no more: it has ended, or its keys are used up
     /// and cannot be renewed (TLS 1.2, after 2^24 records).
     pub fn seal(&mut self, plaintext: &[u8], sealed: &mut [u8]) -> io::Result<usize> {
-        debug_assert!(self.waiting() == 0 && plaintext.len() <= RECORD);
+        debug_assert!(self.failed || self.waiting() == 0 && plaintext.len() <= RECORD);
+        if self.failed {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         let status = self.connection.process_tls_records(&mut self.partial);
         match status.state {
             Ok(ConnectionState::WriteTraffic(mut traffic)) => {
@@ -225,7 +228,7 @@ impl Channel {
 
     /// Says that nothing more will come (close_notify), behind what waits; once.
     pub fn close(&mut self) {
-        if std::mem::replace(&mut self.closing, true) {
+        if std::mem::replace(&mut self.closing, true) || self.failed {
             return;
         }
         let status = self.connection.process_tls_records(&mut self.partial);

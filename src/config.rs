@@ -17,6 +17,7 @@ mod error;
 mod keys;
 mod kinds;
 mod load;
+mod quic;
 mod tls;
 mod trace;
 mod tree;
@@ -44,6 +45,7 @@ pub use error::{ConfigError, ConfigErrors};
 pub use keys::{KeyMaterial, load as load_keys};
 pub use kinds::{AckName, KindConfig, LaneName, MergeKeyName, MergeName};
 pub use load::{ConfigOrigin, Loaded};
+pub use quic::Quic;
 pub use tls::{Plaintext, Tls};
 pub use trace::Trace;
 
@@ -81,6 +83,8 @@ pub struct Config {
     pub tls: Tls = Tls::default(),
     /// What one viewer connection may do.
     pub websocket: WebSocket = WebSocket::default(),
+    /// Viewers over QUIC and WebTransport.
+    pub quic: Quic = Quic::default(),
     /// Limits of every room.
     pub rooms: Rooms = Rooms::default(),
     /// The log of important events.

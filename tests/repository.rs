@@ -37,7 +37,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("trace", &["engine", "clock"]),
     ("shard", &["engine", "wire", "clock", "limits", "log", "trace", "tls"]),
     ("telemetry", &["engine", "wire", "shard", "ingress", "log", "trace", "tls"]),
-    ("transport", &["engine", "wire", "shard", "clock", "config", "auth", "limits", "trace"]),
+    (
+        "transport",
+        &["engine", "wire", "shard", "clock", "config", "auth", "limits", "trace", "tls"],
+    ),
     ("ingress", &["engine", "wire", "shard", "clock", "config", "auth", "limits", "trace"]),
     (
         "admin",

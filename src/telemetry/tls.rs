@@ -8,8 +8,7 @@ pub(super) fn tls(text: &mut Text, scrape: &Scrape<'_>) {
     text.head(name, "counter", "TLS handshakes on TCP, by version and whether resumed.");
     for (v, version) in TLS_VERSIONS.iter().enumerate() {
         for (s, session) in TLS_SESSIONS.iter().enumerate() {
-            let count: u64 =
-                scrape.edges.iter().map(|edge| load(&edge.tls_handshakes[v][s])).sum();
+            let count: u64 = scrape.edges.iter().map(|edge| load(&edge.tls_handshakes[v][s])).sum();
             text.sample(name, &[("version", version), ("session", session)], count as f64);
         }
     }

@@ -18,9 +18,7 @@ use std::io;
 use std::sync::Arc;
 
 use rustls::server::UnbufferedServerConnection;
-use rustls::unbuffered::{
-    ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus,
-};
+use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
 use rustls::{Error, HandshakeKind, ProtocolVersion, ServerConfig};
 
 /// Bytes of plaintext in one record at most (RFC 8446, section 5.1).
@@ -110,8 +108,11 @@ impl Channel {
     /// [`flush`](Self::flush), also after an error: then an alert.
     ///
     /// # Errors
-    /// The peer's mistake. Nothing may be received after that.
+    /// The peer's mistake; from then on, always an error.
     pub fn receive(&mut self, buffer: &mut [u8], plain: &mut Vec<u8>) -> Result<(), Error> {
+        if self.failed {
+            return Err(Error::HandshakeNotComplete);
+        }
         let mut used = 0;
         let result = loop {
             let status = self.connection.process_tls_records(&mut buffer[used..]);
@@ -262,10 +263,7 @@ fn append<Data>(mut data: EncodeTlsData<'_, Data>, to: &mut Vec<u8>) {
 }
 
 /// How much of `bytes` goes before it would block.
-fn write_all(
-    bytes: &[u8],
-    mut write: impl FnMut(&[u8]) -> io::Result<usize>,
-) -> io::Result<usize> {
+fn write_all(bytes: &[u8], mut write: impl FnMut(&[u8]) -> io::Result<usize>) -> io::Result<usize> {
     let mut sent = 0;
     while sent < bytes.len() {
         match write(&bytes[sent..]) {

@@ -10,9 +10,9 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use super::stream::Stream;
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
-use super::stream::Stream;
 
 /// What HTTP/2 begins with.
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

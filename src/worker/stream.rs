@@ -192,11 +192,7 @@ impl TlsStream {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_write(
-        &mut self,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_flush(context))?;
         let piece = &bytes[..bytes.len().min(RECORD)];
         let mut scratch = self.scratch.borrow_mut();

@@ -42,15 +42,20 @@ fn on_small_disk(log: &std::path::Path, megabytes: u32) -> Command {
     command
 }
 
+/// What it writes about itself.
+const LOG: &str = "stderr.log";
+
 fn spawn(
     command: &mut Command,
     folder: &std::path::Path,
     environment: &[(String, String)],
 ) -> Child {
+    let log = std::fs::File::options().create(true).append(true).open(folder.join(LOG));
     let mut child = command
         .args(["serve", "--config"])
         .arg(folder.join("tidegate.toml"))
         .envs(environment.iter().map(|(name, value)| (name, value)))
+        .stderr(log.expect("a file"))
         .stdout(Stdio::piped())
         .spawn()
         .expect("the server starts");
@@ -98,6 +103,16 @@ impl Server {
         };
         let child = spawn(&mut command, folder.path(), &environment);
         Server { child, address, admin, environment, folder }
+    }
+
+    /// Listening beyond loopback, and reached on it.
+    pub(crate) fn start_open(extra: &str) -> Server {
+        let any = SocketAddr::from(([0, 0, 0, 0], free_port().port())).to_string();
+        let mut server = Self::start_with(extra, &[("TIDEGATE__SERVER__LISTEN", &any)]);
+        server
+            .address
+            .set_port(any.rsplit_once(':').and_then(|(_, p)| p.parse().ok()).expect("one"));
+        server
     }
 
     /// With a disk of its own for the log.
@@ -201,8 +216,18 @@ impl Server {
 
     /// Asks it to leave.
     pub(crate) fn terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signalled");
+        rustix::process::kill_process(pid, signal).expect("signalled");
+    }
+
+    /// What it has written about itself.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join(LOG)).unwrap_or_default()
     }
 
     /// Its exit status, once it is gone.
@@ -220,6 +245,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the server's log:\n{}", self.log());
+        }
         // It may be gone already.
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -253,12 +281,12 @@ pub(crate) fn exchange(address: SocketAddr, request: &[u8]) -> (u16, String) {
 }
 
 /// A viewer's connection.
-pub(crate) struct Viewer {
+pub(crate) struct Viewer<S = TcpStream> {
     /// To be spoken to directly where a test breaks rules.
-    pub(crate) socket: WebSocket<TcpStream>,
+    pub(crate) socket: WebSocket<S>,
 }
 
-impl Viewer {
+impl<S: Read + Write> Viewer<S> {
     /// Sends a JSON message.
     pub(crate) fn send(&mut self, message: &Value) {
         self.socket.send(Message::text(message.to_string())).expect("sent");

@@ -1,5 +1,6 @@
 use std::io::{Read as _, Write as _};
 
+use proptest::prelude::*;
 use rustls::crypto::cipher::{MessageEncrypter, OutboundChunks, OutboundPlainMessage};
 use rustls::pki_types::ServerName;
 use rustls::{
@@ -340,5 +341,46 @@ fn the_end_is_told_both_ways() {
         assert_eq!(pair.client.reader().read_to_end(&mut heard).expect("an end"), 7);
         assert!(pair.server.is_closing());
         assert_eq!(pair.server.waiting(), 0, "told once");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// In a handshake or after it, whatever comes neither panics nor is kept
+    /// beyond the bounds, and a channel that has failed stays so.
+    #[test]
+    fn any_bytes_are_survived_within_bounds(
+        established in any::<bool>(),
+        records in prop::collection::vec((20_u8..26, prop::collection::vec(any::<u8>(), 0..600)), 1..6),
+        raw in prop::collection::vec(any::<u8>(), 0..200),
+        pieces in 1_usize..2_000,
+    ) {
+        let version = &rustls::version::TLS13;
+        let mut pair = if established {
+            Pair::of(version)
+        } else {
+            let identity = identity();
+            Pair::new(&identity, &client_config(&identity, version).into())
+        };
+        let mut wire = Vec::new();
+        for (kind, payload) in records {
+            wire.extend_from_slice(&[kind, 3, 3]);
+            wire.extend_from_slice(&(payload.len() as u16).to_be_bytes());
+            wire.extend_from_slice(&payload);
+        }
+        wire.extend_from_slice(&raw);
+        let mut failed = false;
+        for piece in wire.chunks(pieces) {
+            let result = pair.arrives(piece);
+            prop_assert!(!(failed && result.is_ok()));
+            failed |= result.is_err();
+            prop_assert!(pair.server.partial.len() <= MAX_PARTIAL);
+            prop_assert!(pair.server.waiting() <= MAX_UNSENT);
+        }
+        pair.server.close();
+        while !pair.server.flush(|bytes| Ok(bytes.len())).expect("flushed") {}
+        prop_assert!(!failed || pair.server.seal(b"x", &mut pair.sealed).is_err());
+        prop_assert!(pair.plain.is_empty(), "nothing of it was ever said");
     }
 }

@@ -22,6 +22,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
+use tidegate::config::Config;
 use tidegate::wire::close::CloseReason;
 use tidegate::wire::proto::v1;
 
@@ -427,6 +428,61 @@ fn a_certificate_that_is_wrong_is_not_taken_and_the_old_one_stays() {
     assert!(server.log().contains("the old one stays"));
     let next = certificates.write(90);
     wait_shown(&server, &certificates, &next);
+}
+
+/// The mistakes of a configuration with this `[tls]` in it.
+fn mistakes(toml: &str) -> Vec<(String, String)> {
+    let config = Config::from_toml(toml, std::iter::empty());
+    let errors = config.err().map(|errors| errors.0).unwrap_or_default();
+    errors.into_iter().map(|error| (error.path.clone(), error.to_string())).collect()
+}
+
+#[test]
+fn every_mistake_in_the_configuration_is_named_with_its_field() {
+    let certificates = Certificates::new();
+    assert_eq!(mistakes(&certificates.section("plaintext = \"never\"")), []);
+    let file = |name: &str, text: &str| {
+        std::fs::write(certificates.path(name), text).expect("written");
+        format!("{:?}", certificates.path(name))
+    };
+    let (good, key, _) = certificates.issue(90);
+    let (expired, expired_key, _) = certificates.issue(-3);
+    let (_, other_key, _) = certificates.issue(90);
+    let good = file("good.pem", &good);
+    let key = file("good.key", &key);
+    let other_key = file("other.key", &other_key);
+    let expired = (file("expired.pem", &expired), file("expired.key", &expired_key));
+    let none = file("none.pem", "nothing");
+    let pair =
+        |certificate: &str, key: &str| format!("[tls]\ncertificate = {certificate}\nkey = {key}\n");
+    let cases = [
+        (format!("[tls]\ncertificate = {good}\n"), "tls.key", "is missing"),
+        (format!("[tls]\nkey = {key}\n"), "tls.certificate", "is missing"),
+        (pair("\"/nowhere.pem\"", &key), "tls.certificate", "cannot read /nowhere.pem: No such"),
+        (pair(&good, "\"/nowhere.key\""), "tls.key", "cannot read /nowhere.key: No such"),
+        (pair(&none, &key), "tls.certificate", "none.pem holds no usable certificate"),
+        (pair(&good, &none), "tls.key", "none.pem holds no usable private key"),
+        (pair(&good, &other_key), "tls.key", "other.key is not the key of"),
+        (pair(&expired.0, &expired.1), "tls.certificate", "expired.pem has expired 3 days ago"),
+        ("[tls]\nreload_ms = 1".to_owned(), "tls.reload_ms", "is 1; allowed: 100 to"),
+        ("[tls]\nplaintext = \"maybe\"".to_owned(), "tls.plaintext", "\"maybe\""),
+        ("[tls]\nciphers = 1".to_owned(), "tls.ciphers", "unknown"),
+    ];
+    for (toml, path, problem) in cases {
+        let found = mistakes(&toml);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].0 == path && found[0].1.contains(problem), "{found:?}");
+    }
+    // All at once; and the environment overrides these fields like any other.
+    let open = "[server]\nlisten = \"0.0.0.0:7400\"\n[tls]\nreload_ms = 5\nplaintext = \"never\"\n";
+    let key = "[[auth.keys]]\nid = \"test\"\nsecret = \"0123456789abcdef0123456789abcdef\"\n";
+    let found = mistakes(&format!("{open}{key}"));
+    let paths: Vec<&str> = found.iter().map(|(path, _)| path.as_str()).collect();
+    assert_eq!(paths, ["tls.plaintext", "tls.reload_ms"]);
+    let environment = [("TIDEGATE__TLS__PLAINTEXT", "always"), ("TIDEGATE__TLS__RELOAD_MS", "100")];
+    let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let config = Config::from_toml(&format!("{open}{key}"), environment.into_iter());
+    assert!(config.is_ok(), "{config:?}");
 }
 
 #[test]

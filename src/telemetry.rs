@@ -359,7 +359,7 @@ fn load(counter: &AtomicU64) -> u64 {
 
 fn absorb(total: &mut ShardStats, shard: &ShardStats) {
     total.rooms.absorb(&shard.rooms);
-    let numbers: [(&mut u64, u64); 13] = [
+    let numbers: [(&mut u64, u64); 14] = [
         (&mut total.open_rooms, shard.open_rooms),
         (&mut total.room_bytes, shard.room_bytes),
         (&mut total.connections, shard.connections),
@@ -370,6 +370,7 @@ fn absorb(total: &mut ShardStats, shard: &ShardStats) {
         (&mut total.deliveries, shard.deliveries),
         (&mut total.socket_writes, shard.socket_writes),
         (&mut total.socket_bytes, shard.socket_bytes),
+        (&mut total.displaced_datagrams, shard.displaced_datagrams),
         (&mut total.late_frames, shard.late_frames),
         (&mut total.slow_overruns, shard.slow_overruns),
         (&mut total.busy_micros, shard.busy_micros),

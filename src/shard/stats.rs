@@ -130,6 +130,8 @@ pub struct ShardStats {
     pub socket_writes: u64,
     /// Bytes they took.
     pub socket_bytes: u64,
+    /// Datagrams that newer ones took the place of before they were sent.
+    pub displaced_datagrams: u64,
     /// Frames that reached a viewer from its backlog.
     pub late_frames: u64,
     /// Age of a frame's oldest event at each write.
@@ -221,6 +223,7 @@ impl Default for ShardStats {
             deliveries: 0,
             socket_writes: 0,
             socket_bytes: 0,
+            displaced_datagrams: 0,
             late_frames: 0,
             message_age: Histogram::new(AGE_BOUNDS),
             slice: Histogram::new(WORK_BOUNDS),

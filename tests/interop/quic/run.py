@@ -1,0 +1,128 @@
+"""Runs the checks of good.py and bad.py against a server with two shards."""
+
+import asyncio
+import pathlib
+import sys
+import time
+import traceback
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import bad  # noqa: E402
+import good  # noqa: E402
+from good import Place, returning  # noqa: E402
+from tidegate import Server  # noqa: E402
+
+# Two shards, so that packets must find theirs by connection id; times short enough to wait for.
+TWO_SHARDS = "shards = 2"
+GOOD = """
+[websocket]
+ping_interval_ms = 4000
+pong_timeout_ms = 3000
+
+[rooms]
+carry_after_ms = 300
+carries = 2
+"""
+BAD = """
+[websocket]
+handshake_timeout_ms = 2000
+join_timeout_ms = 3000
+"""
+
+
+class Run:
+    """Counts and shows."""
+
+    def __init__(self, wanted):
+        self.wanted, self.passed, self.failed = wanted, 0, 0
+
+    async def check(self, name, work, after=None):
+        """`work()` is awaited; a viewer that it returns must have seen no fault."""
+        if self.wanted and not any(part in name for part in self.wanted):
+            return
+        begun = time.monotonic()
+        try:
+            viewer = await asyncio.wait_for(work(), 120)
+            if viewer:
+                faults = viewer.all_faults()
+                await viewer.leave()
+                assert not faults, faults
+            if after:
+                await after()
+        except Exception as error:  # noqa: BLE001: every check is judged by itself
+            self.failed += 1
+            print(f"FAILED {name}: {type(error).__name__}: {error}"[:2000])
+            traceback.print_exc(limit=-4)
+        else:
+            self.passed += 1
+            print(f"ok {name} ({time.monotonic() - begun:.1f} s)")
+        sys.stdout.flush()
+
+
+class Witness:
+    """A viewer of each kind that stays through everything: nobody may harm it."""
+
+    def __init__(self, place):
+        self.place, self.viewers, self.sessions = place, [], []
+
+    async def arrive(self):
+        for variant in good.VARIANTS:
+            viewer = await self.place.viewer(variant, f"witness-{variant}").connect()
+            await viewer.join("witness")
+            self.viewers.append(viewer)
+
+    async def look(self):
+        """All of them still have their connection, and an event reaches them."""
+        (event,) = await self.place.post("witness", "coupon")
+        for viewer in self.viewers:
+            room = viewer.rooms["witness"]
+            await viewer.until(lambda: event in good.ids(room), "the witness's event")
+            assert not viewer.connection.end.done(), viewer.connection.end.result()
+            assert room.important == len(good.ids(room)), "a hole"
+            assert not viewer.all_faults(), viewer.all_faults()
+
+
+async def behaviour(run):
+    with Server(GOOD, TWO_SHARDS) as server:
+        place = Place(server)
+        for variant in good.VARIANTS:
+            for check in good.CHECKS:
+                name = f"{variant} {check.__name__}"
+                await run.check(name, lambda: check(place, variant))
+        for sure in (False, True):
+            name = f"returning after {'SIGKILL' if sure else 'SIGTERM'}"
+            await run.check(name, lambda: returning(place, sure))
+
+
+async def mistakes(run):
+    with Server(BAD, TWO_SHARDS) as server:
+        place = Place(server)
+        witness = Witness(place)
+        await witness.arrive()
+        try:
+            for kind in bad.KINDS:
+                for check in bad.BOTH:
+                    name = f"bad {kind} {check.__name__}"
+                    await run.check(name, lambda: check(place, bad.KINDS[kind]), witness.look)
+            for check in bad.QUIC + bad.WEBTRANSPORT:
+                name = f"bad {check.__name__}"
+                await run.check(name, lambda: check(place), witness.look)
+            assert server.process.poll() is None, server.said()
+        finally:
+            for viewer in witness.viewers:
+                await viewer.leave()
+
+
+def main():
+    run = Run(sys.argv[1:])
+    print(f"seed {bad.SEED} (TIDEGATE_SEED replays it)")
+    asyncio.run(behaviour(run))
+    asyncio.run(mistakes(run))
+    print(f"{run.passed} passed, {run.failed} failed")
+    return 1 if run.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -27,8 +27,10 @@ assert event_hash(1, "a") == 0x342479C9 and event_hash(42, "red-packet-7") == 0x
 class Room:
     """One room, over any number of connections."""
 
-    def __init__(self, name, acks=True, seed=1):
+    def __init__(self, name, acks=True, streams=True, seed=1):
         self.name, self.acks = name, acks
+        # Whether there are several; on a single one nothing is left out or on its way.
+        self.streams = streams
         self.random = random.Random(seed)
         self.joined = False
         self.epoch, self.seq, self.important = None, 0, 0
@@ -172,6 +174,8 @@ class Room:
             # Numbers of important events may be left out, nothing may come twice.
             if frame["first_seq"] <= self.seq:
                 self.fault(f"{frame['first_seq']} after {self.seq}")
+            if not self.streams and frame["first_seq"] != self.seq + 1:
+                self.fault(f"{frame['first_seq']} after {self.seq}: a hole without a gap")
             self.seq = max(self.seq, frame["last_seq"])
         for total in frame["totals"]:
             self._newest(("total", total["kind"], total["key"], total.get("user")), frame, lambda: (
@@ -225,4 +229,4 @@ class Room:
         if latest > self.latest:
             self.latest = latest
         if self.latest > self.important and not any(e[1] == "pull" for e in self.later):
-            self._plan(now + PATIENCE, "pull", 0, 0)
+            self._plan(now + (PATIENCE if self.streams else 0), "pull", 0, 0)

@@ -11,7 +11,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import bad  # noqa: E402
 import good  # noqa: E402
-from good import Place, returning  # noqa: E402
+from good import Place  # noqa: E402
 from tidegate import Server  # noqa: E402
 
 # Two shards, so that packets must find theirs by connection id; times short enough to wait for.
@@ -38,10 +38,12 @@ class Run:
     def __init__(self, wanted):
         self.wanted, self.passed, self.failed = wanted, 0, 0
 
+    def wants(self, name):
+        """Whether it was asked for."""
+        return not self.wanted or any(part in name for part in self.wanted)
+
     async def check(self, name, work, after=None):
         """`work()` is awaited; a viewer that it returns must have seen no fault."""
-        if self.wanted and not any(part in name for part in self.wanted):
-            return
         begun = time.monotonic()
         try:
             viewer = await asyncio.wait_for(work(), 120)
@@ -84,42 +86,50 @@ class Witness:
             assert not viewer.all_faults(), viewer.all_faults()
 
 
-async def behaviour(run):
+def behaviours(place):
+    """(name, work) of every check of good.py."""
+    for variant in good.VARIANTS:
+        checks = good.CHECKS + (good.STREAM_CHECKS if variant in good.STREAMS else [])
+        for check in checks:
+            yield f"{variant} {check.__name__}", lambda: check(place, variant)
+    sockets = [variant for variant in good.VARIANTS if variant not in good.STREAMS]
+    for sure, how in ((False, "SIGTERM"), (True, "SIGKILL")):
+        for variants in (good.STREAMS, sockets):
+            name = f"returning after {how}: {', '.join(variants)}"
+            yield name, lambda: good.returning(place, variants, sure)
+
+
+def mistakes(place):
+    """(name, work) of every check of bad.py."""
+    for kind in bad.KINDS:
+        for check in bad.BOTH:
+            yield f"bad {kind} {check.__name__}", lambda: check(place, bad.KINDS[kind])
+    for check in bad.QUIC + bad.WEBTRANSPORT:
+        yield f"bad {check.__name__}", lambda: check(place)
+
+
+async def run_all(run):
     with Server(GOOD, TWO_SHARDS) as server:
-        place = Place(server)
-        for variant in good.VARIANTS:
-            for check in good.CHECKS:
-                name = f"{variant} {check.__name__}"
-                await run.check(name, lambda: check(place, variant))
-        for sure in (False, True):
-            name = f"returning after {'SIGKILL' if sure else 'SIGTERM'}"
-            await run.check(name, lambda: returning(place, sure))
-
-
-async def mistakes(run):
+        for name, work in behaviours(Place(server)):
+            if run.wants(name):
+                await run.check(name, work)
+    if not any(run.wants(name) for name, _ in mistakes(None)):
+        return
     with Server(BAD, TWO_SHARDS) as server:
-        place = Place(server)
-        witness = Witness(place)
+        witness = Witness(Place(server))
         await witness.arrive()
-        try:
-            for kind in bad.KINDS:
-                for check in bad.BOTH:
-                    name = f"bad {kind} {check.__name__}"
-                    await run.check(name, lambda: check(place, bad.KINDS[kind]), witness.look)
-            for check in bad.QUIC + bad.WEBTRANSPORT:
-                name = f"bad {check.__name__}"
-                await run.check(name, lambda: check(place), witness.look)
-            assert server.process.poll() is None, server.said()
-        finally:
-            for viewer in witness.viewers:
-                await viewer.leave()
+        for name, work in mistakes(witness.place):
+            if run.wants(name):
+                await run.check(name, work, witness.look)
+        for viewer in witness.viewers:
+            await viewer.leave()
+        assert server.process.poll() is None, server.said()
 
 
 def main():
     run = Run(sys.argv[1:])
     print(f"seed {bad.SEED} (TIDEGATE_SEED replays it)")
-    asyncio.run(behaviour(run))
-    asyncio.run(mistakes(run))
+    asyncio.run(run_all(run))
     print(f"{run.passed} passed, {run.failed} failed")
     return 1 if run.failed else 0
 

@@ -52,10 +52,16 @@ class Connection(QuicConnectionProtocol):
     def __init__(self, connection, **_):
         super().__init__(connection)
         self.inbox = asyncio.Queue()
+        self.ready = asyncio.get_running_loop().create_future()
         self.end = asyncio.get_running_loop().create_future()
-        self.faults, self.datagrams, self.alpn = [], 0, None
+        self.faults, self.datagrams = [], 0
         self.unframe = {CONTROL: Unframe(), IMPORTANT: Unframe()}
         self.ended = set()
+
+    @classmethod
+    async def dial(cls, server, datagrams=True):
+        """See `dial`."""
+        return await dial(cls, server, datagrams)
 
     def ends(self, by, code, reason):
         if not self.end.done():
@@ -141,8 +147,8 @@ class RawQuic(Connection):
         self.transmit()
 
     def quic_event_received(self, event):
-        if isinstance(event, quic.ProtocolNegotiated):
-            self.alpn = event.alpn_protocol
+        if isinstance(event, quic.HandshakeCompleted):
+            self.ready.set_result(event.alpn_protocol)
         elif isinstance(event, quic.StreamDataReceived):
             lane = {0: CONTROL, 3: IMPORTANT}.get(event.stream_id)
             if lane:
@@ -234,10 +240,9 @@ class WebTransport(Connection):
         self.transmit()
 
     def quic_event_received(self, event):
-        if isinstance(event, quic.ProtocolNegotiated):
-            self.alpn = event.alpn_protocol
-            if self.alpn == H3_ALPN:
-                self.http = H3Connection(self._quic, enable_webtransport=True)
+        if isinstance(event, quic.HandshakeCompleted):
+            self.http = H3Connection(self._quic, enable_webtransport=True)
+            self.ready.set_result(event.alpn_protocol)
         elif isinstance(event, quic.StreamReset):
             self.resets[event.stream_id] = event.error_code
         elif isinstance(event, quic.StopSendingReceived):
@@ -320,10 +325,9 @@ async def dial(kind, server, datagrams=True, alpn=None, open_=True, configure=No
         setattr(protocol, name, value)
     try:
         protocol.connect(server)
-        connected = asyncio.ensure_future(protocol.wait_connected())
-        await asyncio.wait({connected, protocol.end}, return_when="FIRST_COMPLETED", timeout=PATIENCE)
-        if not connected.done() or connected.exception():
-            connected.cancel()
+        either = {protocol.ready, protocol.end}
+        await asyncio.wait(either, return_when="FIRST_COMPLETED", timeout=PATIENCE)
+        if not protocol.ready.done():
             end = protocol.end.result() if protocol.end.done() else End("lost", None, "no answer")
             raise NoConnection(end)
         if open_:

@@ -4,7 +4,8 @@ import asyncio
 import time
 
 from room import CONTROL, Room
-from transports import PATIENCE, dial
+from sockets import WebSocket
+from transports import PATIENCE
 
 
 class Viewer:
@@ -20,9 +21,9 @@ class Viewer:
         self._changed = asyncio.Event()
         self._task = None
 
-    async def connect(self, **options):
+    async def connect(self):
         """Connects; rooms known before are joined again from where they were."""
-        self.connection = await dial(self.kind, self.server, self.datagrams, **options)
+        self.connection = await self.kind.dial(self.server, self.datagrams)
         self.welcome = self.goaway = None
         self.on_control = 0
         self._task = asyncio.ensure_future(self._run(self.connection))
@@ -38,7 +39,8 @@ class Viewer:
 
     async def join(self, name, acks=True):
         """A room, joined."""
-        room = self.rooms.setdefault(name, Room(name, acks))
+        streams = not issubclass(self.kind, WebSocket)
+        room = self.rooms.setdefault(name, Room(name, acks, streams))
         self._join(room)
         await self.until(lambda: room.joined or self.errors, f"joined {name}")
         return room

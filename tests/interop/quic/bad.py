@@ -168,22 +168,49 @@ BOTH = [
 
 
 async def more_streams(place):
-    """A second bidirectional stream, or a unidirectional one: STREAM_LIMIT_ERROR."""
+    """A second bidirectional stream, or a unidirectional one: 1002."""
+    for unidirectional in (False, True):
+        connection = await dial(RawQuic, place.address)
+        connection.send(framed(join(place)))
+        await hears(connection, "joined")
+        stream = connection._quic.get_next_available_stream_id(unidirectional)
+        connection._quic.send_stream_data(stream, b"x")
+        connection.transmit()
+        await ends(connection, 1002, "protocol_error")
+
+
+async def streams_without_end(place):
+    """Streams opened whatever the limits say: STREAM_LIMIT_ERROR."""
     for unidirectional in (False, True):
         connection = await dial(RawQuic, place.address)
         connection.send(framed(join(place)))
         await hears(connection, "joined")
         # aioquic would wait for permission.
-        connection._quic._remote_max_streams_bidi = 1000
-        connection._quic._remote_max_streams_uni = 1000
-        for _ in range(5):
-            stream = connection._quic.get_next_available_stream_id(unidirectional)
-            connection._quic.send_stream_data(stream, b"x")
-        connection._quic._remote_max_data = 1 << 30
-        for stream in connection._quic._streams.values():
-            stream.max_stream_data_remote = 1 << 30
+        quic = connection._quic
+        quic._remote_max_streams_bidi = quic._remote_max_streams_uni = 10_000
+        # The last one first: it lies beyond any limit.
+        stream = quic.get_next_available_stream_id(unidirectional) + 4 * 5000
+        quic._local_next_stream_id_bidi = quic._local_next_stream_id_uni = stream
+        quic.send_stream_data(stream, b"x")
+        quic._streams[stream].max_stream_data_remote = 1 << 30
         connection.transmit()
         await ends(connection, STREAM_LIMIT_ERROR, None, "quic")
+
+
+async def stopped(place):
+    """STOP_SENDING: on the control stream a goodbye, on the important stream a mistake."""
+    for lane, code in ((0, 1000), (3, 1002)):
+        connection = await dial(RawQuic, place.address)
+        connection.send(framed(join(place)))
+        await hears(connection, "joined")
+        if lane == 3:
+            await place.post("bad", "coupon")
+            while (await asyncio.wait_for(connection.inbox.get(), PATIENCE))[0] != "important":
+                pass
+        connection._quic.stop_stream(lane, 0)
+        connection.transmit()
+        end = await asyncio.wait_for(asyncio.shield(connection.end), PATIENCE)
+        assert (end.by, end.code) == ("close code", code), end
 
 
 async def beyond_the_window(place):
@@ -296,14 +323,15 @@ async def mangled(place):
 
 
 async def nothing_said(place):
-    """A handshake, and then nothing: closed after the handshake's time or the join's."""
+    """A handshake, and then nothing: 3003."""
     connection = await dial(RawQuic, place.address, open_=False)
-    end = await asyncio.wait_for(asyncio.shield(connection.end), PATIENCE)
-    assert end.by != "lost" and end.code in (3002, 0), end
+    await ends(connection, 3003, "message_timeout")
 
 
 QUIC = [
     more_streams,
+    streams_without_end,
+    stopped,
     beyond_the_window,
     wrong_alpn,
     garbage,

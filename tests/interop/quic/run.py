@@ -27,8 +27,10 @@ carries = 2
 """
 BAD = """
 [websocket]
-handshake_timeout_ms = 2000
 join_timeout_ms = 3000
+
+[quic]
+handshake_timeout_ms = 2000
 """
 
 

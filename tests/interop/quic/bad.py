@@ -85,6 +85,23 @@ async def odd_but_right(place, kind):
     connection.leave()
 
 
+async def as_long_as_may_be(place, kind):
+    """Messages of exactly the limit, more of them than all windows hold: heard."""
+    connection = await dial(kind, place.address)
+    connection.send(framed(join(place)))
+    await hears(connection, "joined")
+    # A pong with a field that no server knows.
+    padding = MAX_MESSAGE
+    while len(pong := put_field(6, 2, put_field(77, 2, bytes(padding)))) > MAX_MESSAGE:
+        padding -= 1
+    assert len(pong) == MAX_MESSAGE
+    for _ in range(20):
+        connection.send(framed(pong))
+    connection.send(framed(client_message("leave", {"room": "bad"})))
+    await hears(connection, "left")
+    connection.leave()
+
+
 async def never_finished(place, kind):
     """A message that is begun and not finished: 3003."""
     for begun in (put_length(100) + b"abc", b"\x40", put_length(MAX_MESSAGE)):
@@ -157,6 +174,7 @@ BOTH = [
     no_messages,
     too_long,
     odd_but_right,
+    as_long_as_may_be,
     never_finished,
     nothing_joined,
     without_end,

@@ -5,7 +5,7 @@ import json
 
 from room import CONTROL, DATAGRAM, IMPORTANT
 from sockets import JsonWebSocket, WebSocket
-from transports import RawQuic, WebTransport
+from transports import PATIENCE, RawQuic, WebTransport, dial
 from viewer import Viewer
 
 # Whether there are streams beside each other, and whether datagrams are allowed.
@@ -279,6 +279,31 @@ async def moving(place, variant):
     return viewer
 
 
+async def known_before(place, variant):
+    """A TLS session is resumed, without data before the handshake's end (0-RTT)."""
+    kind, datagrams = VARIANTS[variant]
+    tickets = []
+    first = await dial(kind, place.address, datagrams, tickets=tickets.append)
+    viewer = place.viewer(variant)
+    deadline = asyncio.get_running_loop().time() + PATIENCE
+    while not tickets and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.02)
+    assert tickets, "no ticket"
+    assert not tickets[0].max_early_data_size, tickets[0]
+    first.leave()
+
+    def resume(configuration):
+        configuration.session_ticket = tickets[0]
+
+    again = await dial(kind, place.address, datagrams, configure=resume)
+    handshake = again.ready.result()
+    assert handshake.session_resumed and not handshake.early_data_accepted, handshake
+    again.say("join", room=f"known-{variant}", token=viewer.token, acks=True)
+    names = [(await asyncio.wait_for(again.inbox.get(), PATIENCE))[1] for _ in range(2)]
+    assert names == ["welcome", "joined"], names
+    again.leave()
+
+
 async def leaving(place, variant):
     """The client closes: the server has one viewer less, and others see it."""
     stays = await place.viewer(variant, "stays").connect()
@@ -363,5 +388,5 @@ CHECKS = [
     leaving,
     coming_back_soon,
 ]
-# Where an address may change.
-STREAM_CHECKS = [moving]
+# Over QUIC.
+STREAM_CHECKS = [moving, known_before]

@@ -148,7 +148,7 @@ class RawQuic(Connection):
 
     def quic_event_received(self, event):
         if isinstance(event, quic.HandshakeCompleted):
-            self.ready.set_result(event.alpn_protocol)
+            self.ready.set_result(event)
         elif isinstance(event, quic.StreamDataReceived):
             lane = {0: CONTROL, 3: IMPORTANT}.get(event.stream_id)
             if lane:
@@ -242,7 +242,7 @@ class WebTransport(Connection):
     def quic_event_received(self, event):
         if isinstance(event, quic.HandshakeCompleted):
             self.http = H3Connection(self._quic, enable_webtransport=True)
-            self.ready.set_result(event.alpn_protocol)
+            self.ready.set_result(event)
         elif isinstance(event, quic.StreamReset):
             self.resets[event.stream_id] = event.error_code
         elif isinstance(event, quic.StopSendingReceived):
@@ -302,7 +302,16 @@ class WebTransport(Connection):
                 self.ends("close code", code, value[4:].decode())
 
 
-async def dial(kind, server, datagrams=True, alpn=None, open_=True, configure=None, **attributes):
+async def dial(
+    kind,
+    server,
+    datagrams=True,
+    alpn=None,
+    open_=True,
+    configure=None,
+    tickets=None,
+    **attributes,
+):
     """A connection, its handshake done and (with `open_`) its control stream there."""
     configuration = QuicConfiguration(
         is_client=True,
@@ -318,7 +327,7 @@ async def dial(kind, server, datagrams=True, alpn=None, open_=True, configure=No
     loop = asyncio.get_running_loop()
     made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     made.bind(("127.0.0.1", 0))
-    connection = QuicConnection(configuration=configuration)
+    connection = QuicConnection(configuration=configuration, session_ticket_handler=tickets)
     transport, protocol = await loop.create_datagram_endpoint(lambda: kind(connection), sock=made)
     protocol.server = server
     for name, value in attributes.items():

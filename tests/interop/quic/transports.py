@@ -245,6 +245,9 @@ class WebTransport(Connection):
             self.ready.set_result(event)
         elif isinstance(event, quic.StreamReset):
             self.resets[event.stream_id] = event.error_code
+            answer = self.answers.get(event.stream_id)
+            if answer and not answer.done():
+                answer.set_exception(ConnectionError(f"reset with {event.error_code:#x}"))
         elif isinstance(event, quic.StopSendingReceived):
             self.resets.setdefault(event.stream_id, event.error_code)
         elif isinstance(event, quic.ConnectionTerminated):

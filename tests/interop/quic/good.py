@@ -330,14 +330,20 @@ async def returning(place, variants, sure):
         await viewer.until(lambda: set(packets + lines) <= set(ids(room)), "before")
     await asyncio.to_thread(place.server.end, sure)
     for variant, viewer in viewers.items():
-        if sure:
-            viewer.connection.drop()
-            await viewer.ended()
-        else:
+        if not sure:
             end = await viewer.ended()
             assert (end.by, end.code, end.reason) == ("close code", 3000, "drain"), (variant, end)
             assert 0 <= viewer.goaway["reconnect_after_ms"] <= 500, (variant, viewer.goaway)
     await asyncio.to_thread(place.server.__enter__)
+    if sure:
+        for variant, viewer in viewers.items():
+            if variant in STREAMS:
+                # With its next packet a client learns that it is not known any more.
+                viewer.connection.speak()
+                end = await viewer.ended()
+                assert end.by == "stateless reset", (variant, end)
+            else:
+                assert (await viewer.ended()).by == "lost", variant
     packets += await place.post(home, "red_packet", 4)
     lines += await place.post(home, "chat", 1)
     for viewer in viewers.values():

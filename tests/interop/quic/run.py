@@ -24,6 +24,7 @@ pong_timeout_ms = 3000
 [rooms]
 carry_after_ms = 300
 carries = 2
+online_interval_ms = 500
 """
 BAD = """
 [websocket]

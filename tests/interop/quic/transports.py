@@ -31,7 +31,7 @@ PATIENCE = 20.0
 @dataclass
 class End:
     """How a connection ended. `by`: "close code", "quic" (the transport's own error),
-    "h3" or "lost"."""
+    "h3", "stateless reset" or "lost"."""
 
     by: str
     code: int | None
@@ -109,16 +109,34 @@ class Connection(QuicConnectionProtocol):
         await asyncio.wait_for(self.ping(), PATIENCE)
         return port
 
+    def datagram_received(self, data, addr):
+        # aioquic does not look for stateless resets (RFC 9000, section 10.3.1).
+        known = [self._quic._peer_cid, *self._quic._peer_cid_available]
+        tokens = [one.stateless_reset_token for one in known if one.stateless_reset_token]
+        if len(data) >= 21 and data[-16:] in tokens:
+            self._silence()
+            self.ends("stateless reset", None, "")
+        else:
+            super().datagram_received(data, addr)
+
+    def speak(self):
+        """Sends a packet."""
+        self._quic.send_ping(0)
+        self.transmit()
+
     def leave(self, code=0, reason=""):
         """Says goodbye as a client does."""
         self.close(code, reason)
 
     def drop(self):
         """Is gone without a word: no packet comes or goes any more."""
+        self._silence()
+        self.ends("lost", None, "dropped here")
+
+    def _silence(self):
         self._transport.close()
         if self._timer:
             self._timer.cancel()
-        self.ends("lost", None, "dropped here")
 
 
 class Into(asyncio.DatagramProtocol):

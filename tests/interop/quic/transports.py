@@ -120,9 +120,10 @@ class Connection(QuicConnectionProtocol):
             super().datagram_received(data, addr)
 
     def speak(self):
-        """Sends a packet."""
-        self._quic.send_ping(0)
-        self.transmit()
+        """Sends a packet, if the connection has not ended."""
+        if not self.end.done():
+            self._quic.send_ping(0)
+            self.transmit()
 
     def leave(self, code=0, reason=""):
         """Says goodbye as a client does."""

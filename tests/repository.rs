@@ -12,6 +12,8 @@ use serde_json::Value;
 
 #[path = "repository/licence.rs"]
 mod licence;
+#[path = "repository/protocol.rs"]
+mod protocol;
 #[path = "repository/source.rs"]
 mod source;
 

@@ -46,9 +46,10 @@ pub(crate) struct Joined {
     pub(crate) seconds: f64,
 }
 
-/// How many workers hold so many viewers; `wanted`: the user's choice, 0 for none.
-pub(crate) fn workers_for(viewers: u32, wanted: u32, processors: usize) -> u32 {
-    let needed = viewers.div_ceil(VIEWERS_PER_WORKER).max(1);
+/// How many workers hold so many viewers, who take so many descriptors;
+/// `wanted`: the user's choice, 0 for none.
+pub(crate) fn workers_for(viewers: u32, descriptors: u32, wanted: u32, processors: usize) -> u32 {
+    let needed = descriptors.div_ceil(VIEWERS_PER_WORKER).max(1);
     let useful = u32::try_from(processors.max(1)).unwrap_or(1).min(viewers.div_ceil(500).max(1));
     if wanted > 0 { wanted.max(needed) } else { needed.max(useful) }
 }
@@ -280,6 +281,11 @@ impl Fleet {
             .unwrap_or(0)
     }
 
+    /// Resident KiB of all workers.
+    pub(crate) fn memory_kib(&self) -> u64 {
+        self.workers.iter().filter_map(|worker| sys::exact_rss_kib(worker.child.id())).sum()
+    }
+
     /// Processor time that the workers used, in nanoseconds.
     pub(crate) fn cpu_ns(&self) -> u64 {
         self.workers.iter().filter_map(|worker| sys::cpu_ns(worker.child.id())).sum()
@@ -321,10 +327,11 @@ mod tests {
 
     #[test]
     fn no_worker_gets_more_sockets_than_it_may_open() {
-        assert_eq!(workers_for(15_000, 0, 1), 1);
-        assert_eq!(workers_for(100_000, 0, 1), 6);
-        assert_eq!(workers_for(100_000, 2, 1), 6);
-        assert_eq!(workers_for(1_000, 3, 1), 3);
-        assert_eq!(workers_for(10, 0, 8), 1);
+        assert_eq!(workers_for(15_000, 15_000, 0, 1), 1);
+        assert_eq!(workers_for(100_000, 100_000, 0, 1), 6);
+        assert_eq!(workers_for(100_000, 100_000, 2, 1), 6);
+        assert_eq!(workers_for(100_000, 64, 0, 1), 1);
+        assert_eq!(workers_for(1_000, 1_000, 3, 1), 3);
+        assert_eq!(workers_for(10, 10, 0, 8), 1);
     }
 }

@@ -23,6 +23,7 @@ use crate::server::{Metrics, Server, ServerOptions};
 use crate::sys;
 use crate::trace::{self, TraceEvent};
 use crate::viewer::marked_payload;
+use crate::transport::Wire;
 
 /// Viewers of every worker that record all they see.
 const RECORDERS: u32 = 2;
@@ -107,7 +108,7 @@ pub(crate) fn command(options: &ReplayOptions) -> Result<()> {
         late: crate::hist::new(),
         sampler: Sampler::new(server.pid()),
     };
-    let workers = fleet::workers_for(options.viewers, options.workers, client_cpus.len());
+    let workers = fleet::workers_for(options.viewers, options.viewers, options.workers, client_cpus.len());
     let outcome = replay.run(&server, &trace.events, workers, deadline, &mut progress);
     if !server.runs() {
         bail!("the server ended during the run; its log ends:\n{}", server.log_tail());
@@ -180,6 +181,7 @@ impl Replay<'_> {
         Plan {
             addr: server.addr,
             mode: Mode::Viewer,
+            wire: Wire::default(),
             source: [0, 0],
             rooms: vec![self.room.clone()],
             shares: vec![Share { room: 0, group: 0, count: self.options.viewers, slow: false }],

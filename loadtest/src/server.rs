@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs as _, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::http::Client;
 use crate::run::Deadline;
-use crate::sys;
+use crate::{certificate, sys};
 use crate::token::Signer;
 
 /// How long a server may take to be ready.
@@ -62,6 +62,15 @@ pub(crate) struct ServerOptions {
     /// Processors of the load generator [default: all but the first].
     #[arg(long)]
     client_cpus: Option<String>,
+    /// It is to have a certificate of ours.
+    #[arg(skip)]
+    secure: bool,
+    /// Where it is to listen; loopback if absent.
+    #[arg(skip)]
+    listen: Option<IpAddr>,
+    /// A command before its own, such as one that enters a network namespace.
+    #[arg(skip)]
+    prefix: Vec<String>,
 }
 
 impl ServerOptions {
@@ -70,6 +79,17 @@ impl ServerOptions {
         let mut options = self.clone();
         options.settings.insert(0, setting.to_owned());
         options
+    }
+
+    /// The same with a certificate of ours, if `secure`.
+    pub(crate) fn secured(&self, secure: bool) -> Self {
+        Self { secure, ..self.clone() }
+    }
+
+    /// The same on another address, reached by way of a command such as one that
+    /// enters a network namespace; the certificate is ours.
+    pub(crate) fn elsewhere(&self, listen: IpAddr, prefix: &[String]) -> Self {
+        Self { secure: true, listen: Some(listen), prefix: prefix.to_vec(), ..self.clone() }
     }
 
     /// The server's processors and ours.
@@ -103,6 +123,8 @@ struct Launch {
     config: Option<PathBuf>,
     settings: Vec<(String, String)>,
     cpus: Vec<usize>,
+    /// Comes before the program.
+    prefix: Vec<String>,
     /// Its working directory: what it keeps is kept there, and removed with it.
     dir: PathBuf,
     /// Not removed.
@@ -111,8 +133,10 @@ struct Launch {
 
 impl Launch {
     fn start(&self) -> Result<Child> {
-        let mut command = sys::pinned_command(&self.program.to_string_lossy(), &self.cpus)?;
-        command.arg("serve").current_dir(&self.dir);
+        let mut words = self.prefix.clone();
+        words.push(self.program.to_string_lossy().into_owned());
+        let mut command = sys::pinned_command(&words[0], &self.cpus)?;
+        command.args(&words[1..]).arg("serve").current_dir(&self.dir);
         if let Some(file) = &self.config {
             command.arg("--config").arg(file);
         }
@@ -128,15 +152,16 @@ impl Launch {
 }
 
 impl Server {
-    /// Starts a server that can hold so many viewers, or finds the one named.
+    /// Starts a server that can hold so many viewers' descriptors, or finds the
+    /// one named.
     pub(crate) fn start(
         options: &ServerOptions,
-        viewers: u32,
+        descriptors: u32,
         deadline: Deadline,
     ) -> Result<Server> {
         let mut server = match &options.url {
             Some(url) => Self::existing(options, url)?,
-            None => Self::spawn(options, viewers)?,
+            None => Self::spawn(options, descriptors)?,
         };
         match server.wait_ready(deadline) {
             Ok(()) => Ok(server),
@@ -164,7 +189,7 @@ impl Server {
         })
     }
 
-    fn spawn(options: &ServerOptions, viewers: u32) -> Result<Server> {
+    fn spawn(options: &ServerOptions, descriptors: u32) -> Result<Server> {
         let program = match &options.server_bin {
             Some(path) => std::path::absolute(path)?,
             None => std::env::current_exe()?.with_file_name("tidegate"),
@@ -178,13 +203,15 @@ impl Server {
             sys::mono_us()
         ));
         fs::create_dir(&dir).with_context(|| format!("creating {}", dir.display()))?;
-        let (addr, admin) = (free_port()?, free_port()?);
+        let listen = options.listen.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let (addr, admin) = (SocketAddr::new(listen, free_port()?), free_port()?);
+        let admin = SocketAddr::new(listen, admin);
         let secret = format!("loadtest-{:032x}-{}", u128::from(sys::mono_us()), std::process::id());
         let (cpus, _) = options.processors()?;
         let mut shards = options.shards.unwrap_or(u32::try_from(cpus.len().max(1))?);
-        let separate = viewers > 18_000;
+        let separate = descriptors > 18_000;
         if separate {
-            shards = shards.max(viewers.div_ceil(CONNECTIONS_PER_TABLE));
+            shards = shards.max(descriptors.div_ceil(CONNECTIONS_PER_TABLE));
         }
         let mut settings = vec![
             ("server.listen".to_owned(), addr.to_string()),
@@ -196,6 +223,13 @@ impl Server {
                 format!("[{{id=\"loadtest\",algorithm=\"HS256\",secret=\"{secret}\"}}]"),
             ),
         ];
+        if options.secure {
+            let (certificate, key) = certificate::write(&dir, listen)?;
+            settings.push(("tls.certificate".to_owned(), certificate.display().to_string()));
+            settings.push(("tls.key".to_owned(), key.display().to_string()));
+            // Publishers and scrapes go in clear, as they always did.
+            settings.push(("tls.plaintext".to_owned(), "always".to_owned()));
+        }
         if separate {
             settings.push(("server.separate_descriptors".to_owned(), "true".to_owned()));
         }
@@ -206,7 +240,8 @@ impl Server {
             settings.push((name.to_owned(), value.to_owned()));
         }
         let config = options.server_config.as_ref().map(std::path::absolute).transpose()?;
-        let launch = Launch { program, config, settings, cpus, dir, keep: false };
+        let prefix = options.prefix.clone();
+        let launch = Launch { program, config, settings, cpus, prefix, dir, keep: false };
         let child = launch.start()?;
         let pid = Some(child.id());
         let launch = Some(launch);
@@ -344,11 +379,14 @@ fn remove(dir: &Path) {
 /// the server is being restarted, nobody else may get its port.
 const PORTS: std::ops::Range<u16> = 10_000..20_000;
 
-fn free_port() -> Result<SocketAddr> {
+/// One that is free for TCP and for UDP.
+fn free_port() -> Result<u16> {
     let first = u16::try_from(sys::mono_us() % PORTS.len() as u64)?;
-    let candidates = (PORTS.start + first..PORTS.end).chain(PORTS);
-    let mut free = candidates.filter_map(|port| TcpListener::bind(("127.0.0.1", port)).ok());
-    Ok(free.next().context("no free port")?.local_addr()?)
+    let mut candidates = (PORTS.start + first..PORTS.end).chain(PORTS);
+    let any = Ipv4Addr::UNSPECIFIED;
+    candidates
+        .find(|&port| TcpListener::bind((any, port)).is_ok() && UdpSocket::bind((any, port)).is_ok())
+        .context("no free port")
 }
 
 /// A scrape.
@@ -385,6 +423,29 @@ impl Metrics {
         Some(self.sums.get(name)? - earlier.sums.get(name).copied().unwrap_or(0.0))
     }
 
+    /// How much each of the counters grew whose name begins with one of these,
+    /// by name and labels; those that did not are left out.
+    pub(crate) fn growths(&self, earlier: &Metrics, prefixes: &[&str]) -> BTreeMap<String, f64> {
+        let lines = self.sums.iter().chain(&self.series);
+        let wanted = lines.filter(|(name, _)| {
+            let bare = name.split('{').next().unwrap_or_default();
+            // With labels only, where there are some.
+            let labelled = format!("{name}{{");
+            bare.ends_with("_total")
+                && prefixes.iter().any(|prefix| bare.starts_with(prefix))
+                && !self.series.range(labelled.clone()..).next().is_some_and(|(series, _)| {
+                    series.starts_with(&labelled)
+                })
+        });
+        wanted
+            .map(|(name, now)| {
+                let before = earlier.series.get(name).or(earlier.sums.get(name));
+                (name.clone(), now - before.copied().unwrap_or(0.0))
+            })
+            .filter(|(_, grown)| *grown > 0.0)
+            .collect()
+    }
+
     /// The same of one series, labels as they are written.
     pub(crate) fn series_growth(&self, earlier: &Metrics, series: &str) -> Option<f64> {
         Some(self.series.get(series)? - earlier.series.get(series).copied().unwrap_or(0.0))
@@ -404,6 +465,8 @@ mod tests {
         assert_eq!(after.growth(&before, "tidegate_writes_total"), Some(10.0));
         assert_eq!(after.growth(&before, "up"), Some(1.0));
         assert_eq!(after.growth(&before, "absent"), None);
+        let grown = after.growths(&before, &["tidegate_"]);
+        assert_eq!(grown.values().sum::<f64>(), 10.0, "{grown:?}");
         let one = "tidegate_writes_total{shard=\"1\"}";
         assert_eq!(after.series_growth(&before, one), Some(7.0));
     }

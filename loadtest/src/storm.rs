@@ -21,6 +21,7 @@ use crate::run::{Deadline, Progress, RunOptions};
 use crate::server::{Server, ServerOptions};
 use crate::sys;
 use crate::upstream::{self, Upstream};
+use crate::transport::Wire;
 
 /// Within which all are to have caught up.
 const MARK_SECONDS: f64 = 10.0;
@@ -267,6 +268,7 @@ impl Calm {
         let plan = Plan {
             addr: server.addr,
             mode: Mode::Viewer,
+            wire: Wire::default(),
             source: [0, 0],
             rooms: rooms.clone(),
             shares: vec![Share { room: 0, group: 0, count: options.with_room, slow: false }],

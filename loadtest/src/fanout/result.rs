@@ -7,18 +7,27 @@ use serde::Serialize;
 use crate::drive::{Series, Window};
 use crate::floor;
 use crate::hist::Summary;
-use crate::protocol::GroupStats;
+use crate::protocol::{Datagrams, GroupStats};
 use crate::report::Section;
 use crate::server::Metrics;
+use crate::transport::Transport;
 
 /// One round.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct FanoutResult {
+    pub(super) transport: Transport,
     pub(super) joined: u32,
     pub(super) failed: BTreeMap<String, u32>,
     pub(super) join_seconds: f64,
     /// Resident KiB of the server without and with its viewers.
     pub(super) memory: Option<Memory>,
+    /// What an idle viewer weighs in the client.
+    pub(super) client_bytes_per_viewer: f64,
+    /// What QUIC viewers sent in the window.
+    pub(super) datagrams: Datagrams,
+    /// Datagrams of the window that the kernel dropped before a full receive
+    /// buffer, of everybody on the machine.
+    pub(super) dropped: u64,
     pub(super) frame_bytes: u64,
     pub(super) window: WindowResult,
     /// Windows of a run with slow viewers.
@@ -154,7 +163,8 @@ pub(super) fn relate(
 
 /// A round for people.
 pub(super) fn sections(round: &FanoutResult, number: usize) -> Vec<Section> {
-    let mut head = Section::new(&format!("round {number}")).line(
+    let title = format!("round {number}, {}", round.transport.name());
+    let mut head = Section::new(&title).line(
         "joined",
         format!(
             "{} in {:.2} s, {:.0} per second",
@@ -175,8 +185,24 @@ pub(super) fn sections(round: &FanoutResult, number: usize) -> Vec<Section> {
             ),
         );
     }
+    head = head.line(
+        "client memory",
+        format!("{:.0} bytes per idle viewer", round.client_bytes_per_viewer),
+    );
     head = head.line("frame", format!("{} bytes", round.frame_bytes));
-    let mut sections = vec![head, window_section(&round.window, "window")];
+    let mut window = window_section(&round.window, "window");
+    if round.transport == Transport::Quic {
+        let Datagrams { sent, sends, refused, lost } = round.datagrams;
+        window = window.line(
+            "datagrams",
+            format!(
+                "{sent} sent by viewers in {sends} calls ({refused} refused), {lost} packets held \
+                 for lost since the start, {} dropped by the kernel",
+                round.dropped
+            ),
+        );
+    }
+    let mut sections = vec![head, window];
     if let Some(slow) = &round.slow {
         sections.push(window_section(&slow.stopped, "the others while some do not read"));
         sections.push(slow_section(slow, &round.window));

@@ -69,7 +69,12 @@ impl Connecting {
     }
 
     /// Opens a connection anew for a viewer that lost its first one.
-    pub(crate) fn again(&mut self, viewer: &mut Viewer, index: usize, open: Open<'_>) -> Result<()> {
+    pub(crate) fn again(
+        &mut self,
+        viewer: &mut Viewer,
+        index: usize,
+        open: Open<'_>,
+    ) -> Result<()> {
         // The join is one, however many connections it takes.
         let begun = viewer.next;
         connect(viewer, index, &mut self.ports, open)?;

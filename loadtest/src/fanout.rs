@@ -17,8 +17,8 @@ use crate::publish::Publisher;
 use crate::report::{Output, Section};
 use crate::run::{Deadline, Progress, RunOptions};
 use crate::server::{Server, ServerOptions};
-use crate::{sys, wsclient};
 use crate::transport::{QuicOptions, Transport};
+use crate::{sys, wsclient};
 
 /// One of so many viewers reads and checks everything.
 const CHECK_EVERY: u32 = 50;
@@ -262,12 +262,7 @@ fn with_server(
     })
 }
 
-fn plan(
-    options: &FanoutOptions,
-    transport: Transport,
-    server: &Server,
-    rooms: &[String],
-) -> Plan {
+fn plan(options: &FanoutOptions, transport: Transport, server: &Server, rooms: &[String]) -> Plan {
     let mut shares = Vec::new();
     let mut slow = options.slow;
     for room in 0..options.rooms {

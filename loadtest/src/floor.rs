@@ -17,9 +17,9 @@ use crate::protocol::{Mode, Plan, Share};
 use crate::report::{Output, Section};
 use crate::run::{Deadline, Progress, RunOptions};
 use crate::sys;
+use crate::transport::Wire;
 use crate::viewer::marked_payload;
 use crate::wsclient;
-use crate::transport::Wire;
 
 /// What to measure.
 #[derive(Args, Debug, Clone)]
@@ -193,7 +193,8 @@ pub(crate) fn measure(
     progress: &mut Progress,
 ) -> Result<FloorResult> {
     let mut writer = Writer::start(plan)?;
-    let workers = fleet::workers_for(plan.viewers, plan.viewers, plan.workers, plan.client_cpus.len());
+    let workers =
+        fleet::workers_for(plan.viewers, plan.viewers, plan.workers, plan.client_cpus.len());
     let wire = Plan {
         addr: writer.addr,
         mode: Mode::Bare,

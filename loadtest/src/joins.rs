@@ -64,7 +64,7 @@ pub(crate) struct JoinsOptions {
     #[arg(long, default_value_t = 0)]
     storm_nice: i32,
     /// Over what the storm comes; the room that is watched is on it, too.
-    #[arg(long, value_enum, default_value_t = Transport::Ws)]
+    #[arg(long, value_enum, default_value_t)]
     pub(crate) transport: Transport,
     #[command(flatten)]
     quic: QuicOptions,

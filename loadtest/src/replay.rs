@@ -22,8 +22,8 @@ use crate::run::{Deadline, Progress, RunOptions};
 use crate::server::{Metrics, Server, ServerOptions};
 use crate::sys;
 use crate::trace::{self, TraceEvent};
-use crate::viewer::marked_payload;
 use crate::transport::Wire;
+use crate::viewer::marked_payload;
 
 /// Viewers of every worker that record all they see.
 const RECORDERS: u32 = 2;
@@ -108,7 +108,8 @@ pub(crate) fn command(options: &ReplayOptions) -> Result<()> {
         late: crate::hist::new(),
         sampler: Sampler::new(server.pid()),
     };
-    let workers = fleet::workers_for(options.viewers, options.viewers, options.workers, client_cpus.len());
+    let workers =
+        fleet::workers_for(options.viewers, options.viewers, options.workers, client_cpus.len());
     let outcome = replay.run(&server, &trace.events, workers, deadline, &mut progress);
     if !server.runs() {
         bail!("the server ended during the run; its log ends:\n{}", server.log_tail());

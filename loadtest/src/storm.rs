@@ -20,8 +20,8 @@ use crate::report::{Output, Section};
 use crate::run::{Deadline, Progress, RunOptions};
 use crate::server::{Server, ServerOptions};
 use crate::sys;
-use crate::upstream::{self, Upstream};
 use crate::transport::Wire;
+use crate::upstream::{self, Upstream};
 
 /// Within which all are to have caught up.
 const MARK_SECONDS: f64 = 10.0;

@@ -20,9 +20,9 @@ use crate::protocol::{Command, Mode, Plan, Report};
 use crate::quic::driver::Driver;
 use crate::stream::Stream;
 use crate::transport::Transport;
-use crate::{sys, token, trust};
 use crate::viewer::{Phase, UNCHECKED, Viewer};
 use crate::wsclient::{self, Parsed, Upgrade};
+use crate::{sys, token, trust};
 
 /// The one read buffer.
 const READ_BUFFER: usize = 256 * 1024;

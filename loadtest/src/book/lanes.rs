@@ -103,7 +103,10 @@ impl LaneCheck {
             ));
         } else if numbered {
             if frame.first_seq <= self.seq {
-                self.fail(format!("frame {}..={} after {}", frame.first_seq, frame.last_seq, self.seq));
+                self.fail(format!(
+                    "frame {}..={} after {}",
+                    frame.first_seq, frame.last_seq, self.seq
+                ));
             }
             self.passed_over(self.seq + 1, frame.first_seq);
             self.within(frame);
@@ -297,8 +300,7 @@ mod tests {
         for order in [[&before, &important, &after], [&before, &after, &important]] {
             let mut check = joined();
             for frame in order {
-                let lane =
-                    if frame.first_seq == 14 { Lane::Important } else { Lane::Control };
+                let lane = if frame.first_seq == 14 { Lane::Important } else { Lane::Control };
                 check.frame(lane, frame);
             }
             assert_eq!((check.error_count, check.owed()), (0, None), "{:?}", check.errors);

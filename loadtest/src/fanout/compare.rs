@@ -33,10 +33,7 @@ const SUMS: [(&str, Figure); 3] = [
 const COMPARED: [&str; 4] = ["cpu_us_per_delivery", "p50_ms", "p99_ms", "bytes_per_viewer"];
 
 /// All figures of one transport's rounds, by name.
-pub(super) fn figures(
-    rounds: &[FanoutResult],
-    transport: Transport,
-) -> Vec<(&'static str, f64)> {
+pub(super) fn figures(rounds: &[FanoutResult], transport: Transport) -> Vec<(&'static str, f64)> {
     let of = |figure: Figure| -> Vec<f64> {
         let mine = rounds.iter().filter(|round| round.transport == transport);
         mine.map(figure).filter(|value| !value.is_nan()).collect()
@@ -68,8 +65,7 @@ pub(super) fn against_each_other(
             let mut section = Section::new(&format!("{title} (median of the rounds' ratios)"));
             for (name, figure) in MEDIANS.iter().filter(|(name, _)| COMPARED.contains(name)) {
                 let ratios = ratios(rounds, transports.len(), upper, lower, *figure);
-                let each: Vec<String> =
-                    ratios.iter().map(|ratio| format!("{ratio:.2}")).collect();
+                let each: Vec<String> = ratios.iter().map(|ratio| format!("{ratio:.2}")).collect();
                 let middle = median(&ratios);
                 section = section.line(name, format!("{middle:.2} times ({})", each.join(", ")));
                 let figure = format!("{}_over_{}_{name}", upper.name(), lower.name());

@@ -419,8 +419,7 @@ impl Slot {
         watcher: &mut dyn Watcher,
         replies: &mut Vec<Reply>,
     ) -> Result<(), String> {
-        let lanes =
-            [(Lane::Important, &mut self.important), (Lane::Control, &mut self.control)];
+        let lanes = [(Lane::Important, &mut self.important), (Lane::Control, &mut self.control)];
         for (lane, stream) in lanes {
             let Some((id, inbox)) = stream else { continue };
             let mut each = |message: &[u8]| replies.push(watcher.message(viewer, lane, message));

@@ -100,7 +100,7 @@ impl Sockets {
         let mut metas = [RecvMeta::default(); BATCH_SIZE];
         let mut slots: Vec<IoSliceMut<'_>> =
             self.receive.chunks_exact_mut(SLOT_BYTES).map(IoSliceMut::new).collect();
-        let count = match state.recv((&*socket).into(), &mut slots, &mut metas) {
+        let count = match state.recv(socket.into(), &mut slots, &mut metas) {
             Ok(count) => count,
             Err(error) => return receive_error(&error),
         };
@@ -150,7 +150,8 @@ impl One {
         bind(&socket, remote, net, source)?;
         // Beyond the system's limit only as root; what the kernel grants is enough
         // for fewer viewers, and what it drops is reported.
-        if rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, receive_bytes).is_err() {
+        if rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, receive_bytes).is_err()
+        {
             socket.set_recv_buffer_size(receive_bytes).context("receive buffer")?;
         }
         if remote.is_ipv4() {
@@ -163,12 +164,7 @@ impl One {
 }
 
 /// On loopback to an address and port of its own, else to whatever is free.
-fn bind(
-    socket: &Socket,
-    remote: SocketAddr,
-    net: [u8; 2],
-    source: &mut (u8, u16),
-) -> Result<()> {
+fn bind(socket: &Socket, remote: SocketAddr, net: [u8; 2], source: &mut (u8, u16)) -> Result<()> {
     if !remote.ip().is_loopback() || remote.is_ipv6() {
         return Ok(());
     }
@@ -206,8 +202,11 @@ fn send(socket: &UdpSocket, queue: &Queue, traffic: &mut Traffic) -> Result<()> 
         .collect();
     let mut controls: Vec<SendAncillaryBuffer<'_, '_, '_>> =
         slices.iter().map(|_| SendAncillaryBuffer::default()).collect();
-    let mut messages: Vec<MMsgHdr<'_>> =
-        slices.iter().zip(&mut controls).map(|(slice, control)| MMsgHdr::new(slice, control)).collect();
+    let mut messages: Vec<MMsgHdr<'_>> = slices
+        .iter()
+        .zip(&mut controls)
+        .map(|(slice, control)| MMsgHdr::new(slice, control))
+        .collect();
     let mut rest = &mut messages[..];
     while !rest.is_empty() {
         traffic.sends += 1;

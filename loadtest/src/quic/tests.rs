@@ -3,6 +3,7 @@
 //! nothing waits for a clock or a socket.
 
 mod server;
+mod sockets;
 
 use std::collections::BinaryHeap;
 use std::net::SocketAddr;
@@ -38,6 +39,16 @@ struct Seen {
     closed: Vec<(usize, String)>,
     deaf: bool,
     datagrams: u64,
+}
+
+impl Seen {
+    fn of(viewers: usize) -> Seen {
+        Seen {
+            joined: vec![false; viewers],
+            messages: vec![Vec::new(); viewers],
+            ..Seen::default()
+        }
+    }
 }
 
 impl Watcher for Seen {
@@ -108,11 +119,7 @@ impl World {
         let config = config::client(wire).unwrap();
         let now = Instant::now();
         let clients = Clients::new(config, SERVER, viewers, sockets, Some([9; 32]));
-        let seen = Seen {
-            joined: vec![false; viewers],
-            messages: vec![Vec::new(); viewers],
-            ..Seen::default()
-        };
+        let seen = Seen::of(viewers);
         let (flying, rng) = (BinaryHeap::new(), SmallRng::seed_from_u64(seed));
         World { now, clients, server: Server::new(), seen, flying, loss, rng, count: 0 }
     }

@@ -202,6 +202,11 @@ impl Server {
         all.filter(|heard| heard[..] == *message.as_bytes()).count()
     }
 
+    /// How many have said something on a control stream.
+    pub(super) fn joined(&self) -> usize {
+        self.peers.values().filter(|peer| !peer.heard.is_empty()).count()
+    }
+
     pub(super) fn close_all(&mut self, now: Instant, code: u32, reason: &[u8]) {
         for peer in self.peers.values_mut() {
             peer.connection.close(now, VarInt::from_u32(code), Bytes::copy_from_slice(reason));

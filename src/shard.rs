@@ -465,6 +465,7 @@ impl Shard {
         stats.backlog_frames = slow.frames;
         stats.backlog_bytes = slow.bytes;
         stats.slow_viewers = slow.rungs;
+        stats.carrier = self.viewers.carrier_stats();
         let rooms = self.rooms.iter().flatten();
         stats.viewers = rooms.map(|room| u64::from(room.viewers())).sum();
         stats.joins_waiting = self.held.len() as u64;

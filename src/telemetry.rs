@@ -7,6 +7,7 @@
 
 mod delivery;
 mod overload;
+mod quic;
 mod slow;
 mod trace;
 
@@ -236,6 +237,7 @@ fn fanout(text: &mut Text, total: &ShardStats) {
 
 fn viewers(text: &mut Text, total: &ShardStats) {
     slow::slow(text, total);
+    quic::quic(text, total);
     text.counter(
         "tidegate_viewer_overruns_total",
         "Viewers given up as too slow; they were told to reconnect.",
@@ -379,6 +381,7 @@ fn absorb(total: &mut ShardStats, shard: &ShardStats) {
         *into += from;
     }
     total.delivery.absorb(&shard.delivery);
+    total.carrier.absorb(&shard.carrier);
     add(&mut total.slow_viewers, &shard.slow_viewers);
     add(&mut total.frame_bytes, &shard.frame_bytes);
     add(&mut total.closes, &shard.closes);

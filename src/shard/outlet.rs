@@ -33,8 +33,8 @@ pub type Link = u32;
 pub enum Datagram {
     /// It goes out next.
     Taken,
-    /// It goes out next, instead of this many older ones that had not.
-    Displaced(u32),
+    /// It goes out next, instead of older ones that had not gone out.
+    Displaced,
     /// The viewer takes none, or none of this size.
     Unfit,
 }
@@ -68,6 +68,56 @@ pub trait Carrier {
 
     /// Sends what was given since the last call.
     fn flush(&mut self);
+
+    /// What it has done.
+    fn stats(&self) -> CarrierStats;
+}
+
+/// What a carrier has done since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CarrierStats {
+    /// Connections there are, handshakes included.
+    pub connections: u64,
+    /// Handshakes in progress.
+    pub handshakes: u64,
+    /// Handshakes that were completed.
+    pub accepted: u64,
+    /// Handshakes that failed.
+    pub failed: u64,
+    /// Connections refused, for there were too many.
+    pub refused: u64,
+    /// Handshakes that were told to prove their address first.
+    pub retries: u64,
+    /// Datagrams of the network that came.
+    pub datagrams_received: u64,
+    /// Bytes of them.
+    pub bytes_received: u64,
+    /// Datagrams of the network that were sent.
+    pub datagrams_sent: u64,
+    /// Bytes of them.
+    pub bytes_sent: u64,
+    /// Datagrams that came to the wrong shard and were handed over.
+    pub handed_over: u64,
+    /// Times that the kernel took no more datagrams.
+    pub blocked: u64,
+}
+
+impl CarrierStats {
+    /// Adds another's.
+    pub fn absorb(&mut self, other: &CarrierStats) {
+        self.connections += other.connections;
+        self.handshakes += other.handshakes;
+        self.accepted += other.accepted;
+        self.failed += other.failed;
+        self.refused += other.refused;
+        self.retries += other.retries;
+        self.datagrams_received += other.datagrams_received;
+        self.bytes_received += other.bytes_received;
+        self.datagrams_sent += other.datagrams_sent;
+        self.bytes_sent += other.bytes_sent;
+        self.handed_over += other.handed_over;
+        self.blocked += other.blocked;
+    }
 }
 
 /// Where one viewer's bytes go.
@@ -126,6 +176,12 @@ impl Connections {
         self.carrier = Some(carrier);
     }
 
+    /// What the carrier has done.
+    #[must_use]
+    pub fn carrier_stats(&self) -> CarrierStats {
+        self.carrier.as_ref().map_or_else(CarrierStats::default, |carrier| carrier.stats())
+    }
+
     /// Sends what carried viewers were given.
     pub fn flush_carried(&mut self) {
         if let Some(carrier) = &mut self.carrier {
@@ -172,7 +228,7 @@ impl Connections {
         let Some(sampled) = &split.sampled else { return Ok(split.ordered.clone()) };
         match carrier.datagram(link, sampled.bytes(Format::Stream, Cut::Full)) {
             Datagram::Taken => {}
-            Datagram::Displaced(others) => stats.displaced_datagrams += u64::from(others),
+            Datagram::Displaced => stats.displaced_datagrams += 1,
             Datagram::Unfit => return Ok(split.rest.clone()),
         }
         stats.deliveries += sampled.deliveries(Cut::Full);

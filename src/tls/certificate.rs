@@ -223,8 +223,9 @@ impl Files {
 
     fn read(&self) -> Result<Certificate, LoadError> {
         let file = || self.certificate.clone();
-        let text = read(&self.certificate).map_err(|error| {
-            LoadError::CertificateUnreadable { file: file(), reason: error.to_string() }
+        let text = read(&self.certificate).map_err(|error| LoadError::CertificateUnreadable {
+            file: file(),
+            reason: error.to_string(),
         })?;
         let none = |reason: String| LoadError::NoCertificate { file: file(), reason };
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&text)
@@ -239,8 +240,7 @@ impl Files {
             reason: error.to_string(),
         })?;
         let none = |reason: String| LoadError::NoKey { file: file(), reason };
-        let key =
-            PrivateKeyDer::from_pem_slice(&text).map_err(|error| none(describe(&error)))?;
+        let key = PrivateKeyDer::from_pem_slice(&text).map_err(|error| none(describe(&error)))?;
         Certificate::new(chain, key).map_err(|error| match error {
             rustls::Error::InconsistentKeys(_) => {
                 LoadError::Mismatch { certificate: self.certificate.clone(), key: file() }

@@ -1,5 +1,5 @@
-//! A certificate for a server under test: the server makes its own only for
-//! loopback and as a whole demo, and a measurement depends on neither.
+//! A certificate for a server that is not on loopback, where it would make its
+//! own.
 
 use std::fs;
 use std::net::IpAddr;

@@ -184,8 +184,8 @@ fn measure(
     deadline: Deadline,
     progress: &mut Progress,
 ) -> Result<FanoutResult> {
-    let server = options.server.secured(transport.is_secure());
-    let mut server = Server::start(&server, transport.descriptors(options.viewers), deadline)?;
+    let descriptors = transport.descriptors(options.viewers);
+    let mut server = Server::start(&options.server, descriptors, deadline)?;
     let rooms: Vec<String> =
         (0..options.rooms).map(|room| format!("lt-{:x}-{room}", sys::mono_us())).collect();
     sys_sleep(300_000);
@@ -238,10 +238,20 @@ fn with_server(
     let main = schedule(first, pace, options.seconds);
     let main = drive::window(&mut fleet, &mut publisher, main, deadline, progress)?;
     let dropped = sys::udp_drops().saturating_sub(dropped);
-    let window = relate(&main, options.rooms, &before, &server.metrics());
+    let window = relate(&main, options.rooms, plan.wire.transport, &before, &server.metrics());
     let slow = if options.slow > 0 {
         let next = schedule(main.next, pace, options.seconds);
-        Some(slow_window(options, server, &mut fleet, &mut publisher, next, deadline, progress)?)
+        let transport = plan.wire.transport;
+        Some(slow_window(
+            options,
+            transport,
+            server,
+            &mut fleet,
+            &mut publisher,
+            next,
+            deadline,
+            progress,
+        )?)
     } else {
         None
     };
@@ -320,8 +330,10 @@ fn calibrate(publisher: &mut Publisher, stats: &Stats, bytes: usize) {
 }
 
 /// A second window in which some viewers do not read until its end.
+#[allow(clippy::too_many_arguments)]
 fn slow_window(
     options: &FanoutOptions,
+    transport: Transport,
     server: &Server,
     fleet: &mut Fleet,
     publisher: &mut Publisher,
@@ -333,7 +345,7 @@ fn slow_window(
     fleet.slow_read(false)?;
     let before = server.metrics();
     let window = drive::window(fleet, publisher, schedule, deadline, progress)?;
-    let stopped = relate(&window, options.rooms, &before, &server.metrics());
+    let stopped = relate(&window, options.rooms, transport, &before, &server.metrics());
     let memory_kib = server.pid().and_then(sys::rss_kib);
     fleet.slow_read(true)?;
     // One more event: a gap is told when something can be sent again.

@@ -75,6 +75,7 @@ fn output(options: &HandshakesOptions, rounds: &[Round]) -> Result<()> {
     let mut output = Output::new("handshakes");
     for round in rounds {
         output.print(joins::section(&round.result, &format!("storm, {}", round.name)));
+        joins::print_rooms(&mut output, &round.result);
     }
     let mut names: Vec<&'static str> = Vec::new();
     for round in rounds {

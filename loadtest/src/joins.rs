@@ -134,8 +134,7 @@ pub(crate) fn round(
 ) -> Result<JoinsResult> {
     let (_, client_cpus) = options.server.processors()?;
     let descriptors = options.transport.descriptors(options.viewers + options.with_room);
-    let server = options.server.secured(options.transport.is_secure());
-    let mut server = Server::start(&server, descriptors, deadline)?;
+    let mut server = Server::start(&options.server, descriptors, deadline)?;
     let outcome = measure(options, &server, client_cpus.len(), deadline, progress);
     if !server.runs() {
         bail!("the server ended during the run; its log ends:\n{}", server.log_tail());
@@ -330,9 +329,8 @@ pub(crate) fn section(result: &JoinsResult, title: &str) -> Section {
     storm
 }
 
-fn output(options: &JoinsOptions, result: &JoinsResult) -> Result<()> {
-    let mut output = Output::new("joins");
-    output.print(section(result, "storm"));
+/// The calm room, before and during.
+pub(crate) fn print_rooms(output: &mut Output, result: &JoinsResult) {
     for (title, room) in [("before", &result.room_before), ("during", &result.room_during)] {
         let title = format!("the room of {} viewers {title} the storm", room.viewers);
         output.print(
@@ -342,6 +340,12 @@ fn output(options: &JoinsOptions, result: &JoinsResult) -> Result<()> {
                 .line("lost", format!("{} ({} events)", room.lost, room.events)),
         );
     }
+}
+
+fn output(options: &JoinsOptions, result: &JoinsResult) -> Result<()> {
+    let mut output = Output::new("joins");
+    output.print(section(result, "storm"));
+    print_rooms(&mut output, result);
     output.figure("joined", f64::from(result.joined));
     output.figure("seconds", result.seconds);
     output.figure("joins_per_second", result.joins_per_second);

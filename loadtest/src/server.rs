@@ -62,9 +62,6 @@ pub(crate) struct ServerOptions {
     /// Processors of the load generator [default: all but the first].
     #[arg(long)]
     client_cpus: Option<String>,
-    /// It is to have a certificate of ours.
-    #[arg(skip)]
-    secure: bool,
     /// Where it is to listen; loopback if absent.
     #[arg(skip)]
     listen: Option<IpAddr>,
@@ -78,14 +75,9 @@ impl ServerOptions {
         options
     }
 
-    /// The same with a certificate of ours, if `secure`.
-    pub(crate) fn secured(&self, secure: bool) -> Self {
-        Self { secure, ..self.clone() }
-    }
-
     /// The same on another address than loopback; the certificate is ours.
     pub(crate) fn elsewhere(&self, listen: IpAddr) -> Self {
-        Self { secure: true, listen: Some(listen), ..self.clone() }
+        Self { listen: Some(listen), ..self.clone() }
     }
 
     /// The server's processors and ours.
@@ -215,7 +207,8 @@ impl Server {
                 format!("[{{id=\"loadtest\",algorithm=\"HS256\",secret=\"{secret}\"}}]"),
             ),
         ];
-        if options.secure {
+        // On loopback the server makes its own.
+        if !listen.is_loopback() {
             let (certificate, key) = certificate::write(&dir, listen)?;
             settings.push(("tls.certificate".to_owned(), certificate.display().to_string()));
             settings.push(("tls.key".to_owned(), key.display().to_string()));

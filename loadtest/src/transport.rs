@@ -26,11 +26,6 @@ impl Transport {
         }
     }
 
-    /// Whether the server needs a certificate for it.
-    pub(crate) fn is_secure(self) -> bool {
-        self != Transport::Ws
-    }
-
     /// Descriptors that so many viewers take in the server.
     pub(crate) fn descriptors(self, viewers: u32) -> u32 {
         if self == Transport::Quic { 0 } else { viewers }

@@ -12,6 +12,11 @@ use crate::report::Section;
 use crate::server::Metrics;
 use crate::transport::Transport;
 
+/// Broken promises that are told in words.
+const SHOWN_ERRORS: usize = 5;
+/// What stands for socket writes over QUIC.
+const DATAGRAMS_SENT: &str = "tidegate_quic_datagrams_total{direction=\"sent\"}";
+
 /// One round.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct FanoutResult {
@@ -61,9 +66,11 @@ pub(super) struct WindowResult {
     pub(super) gaps: u64,
     /// Broken promises that checking viewers saw.
     pub(super) errors: u64,
+    /// The first of them in words.
+    pub(super) broken: Vec<String>,
     /// Frames that viewers received.
     pub(super) frames: u64,
-    /// Socket writes of the server.
+    /// Socket writes of the server; over QUIC, datagrams.
     pub(super) writes: u64,
     /// Whether the server counted them; otherwise they are the frames received.
     pub(super) writes_counted: bool,
@@ -119,6 +126,7 @@ pub(super) struct SlowResult {
 pub(super) fn relate(
     window: &Window,
     rooms: u16,
+    transport: Transport,
     before: &Metrics,
     after: &Metrics,
 ) -> WindowResult {
@@ -128,7 +136,10 @@ pub(super) fn relate(
     let events_per_room = window.events / u64::from(rooms);
     let expected = events_per_room * (group.viewers + window.stats.closed.values().sum::<u64>());
     let frames = group.frames + others.frames;
-    let counted = after.growth(before, "tidegate_socket_writes_total");
+    let counted = match transport {
+        Transport::Quic => after.series_growth(before, DATAGRAMS_SENT),
+        _ => after.growth(before, "tidegate_socket_writes_total"),
+    };
     let writes = counted.map_or(frames, |count| count as u64);
     let deliveries = group.deliveries + others.deliveries;
     let cpu_us = window.cpu_ns as f64 / 1e3;
@@ -141,6 +152,7 @@ pub(super) fn relate(
         duplicated: group.duplicated,
         gaps: group.gaps,
         errors: window.stats.error_count,
+        broken: window.stats.errors.iter().take(SHOWN_ERRORS).cloned().collect(),
         frames,
         writes,
         writes_counted: counted.is_some(),
@@ -248,6 +260,9 @@ fn window_section(window: &WindowResult, title: &str) -> Section {
     }
     for (reason, count) in &window.closed {
         section = section.line("CLOSED", format!("{count}: {reason}"));
+    }
+    for error in &window.broken {
+        section = section.line("BROKEN", error.clone());
     }
     section
 }

@@ -50,7 +50,6 @@ pub(crate) struct Clients {
     strays: Vec<(u32, Vec<u8>)>,
     scratch: Vec<u8>,
     replies: Vec<Reply>,
-    open: u32,
     lost: u64,
 }
 
@@ -104,14 +103,8 @@ impl Clients {
             strays: Vec::new(),
             scratch: Vec::with_capacity(2048),
             replies: Vec::new(),
-            open: 0,
             lost: 0,
         }
-    }
-
-    /// Connections that are not over, those still shaking hands among them.
-    pub(crate) fn open(&self) -> u32 {
-        self.open
     }
 
     /// Packets that ended connections and living ones hold for lost.
@@ -154,7 +147,6 @@ impl Clients {
             control: None,
             important: None,
         }));
-        self.open += 1;
         self.mark(number);
         Ok(())
     }
@@ -293,7 +285,6 @@ impl Clients {
     }
 
     fn forget(&mut self, slot: Box<Slot>) {
-        self.open -= 1;
         self.lost += slot.connection.stats().path.lost_packets;
     }
 

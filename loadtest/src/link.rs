@@ -106,7 +106,7 @@ pub(crate) fn command(options: &LinkOptions) -> Result<()> {
     let far = Namespace::here()?;
     // From here on everything is near, but for the viewers.
     Namespace::at(&options.near_namespace)?.enter()?;
-    let mut server = Server::start(&options.server.elsewhere(options.near), 0, deadline)?;
+    let server = Server::start(&options.server.elsewhere(options.near), 0, deadline)?;
     let mut results: Vec<PhaseResult> = Vec::new();
     for round in 1..=options.repeat.max(1) {
         for bulk in [false, true] {
@@ -116,10 +116,8 @@ pub(crate) fn command(options: &LinkOptions) -> Result<()> {
                 progress.stage(&format!("{name}{beside}, round {round} of {}", options.repeat));
                 let phase = Phase { options, server: &server, far: &far, transport, bulk };
                 let outcome = phase.run(deadline, &mut progress);
-                if !server.runs() {
-                    bail!("the server ended during the run; its log ends:\n{}", server.log_tail());
-                }
-                add(&mut results, outcome?);
+                let told = || format!("{name}{beside}; the server's log ends:\n{}", server.log_tail());
+                add(&mut results, outcome.with_context(told)?);
             }
         }
     }

@@ -22,6 +22,8 @@ use crate::{certificate, sys};
 const READY_LIMIT: Duration = Duration::from_secs(20);
 /// How long a server may take to end after SIGTERM.
 const END_LIMIT: Duration = Duration::from_secs(5);
+/// Of its log that are shown.
+const LOG_LINES: usize = 15;
 /// Connections that one shard with a descriptor table of its own should hold:
 /// well under the limit of 20,000, because the kernel does not share them evenly.
 const CONNECTIONS_PER_TABLE: u32 = 13_000;
@@ -315,12 +317,14 @@ impl Server {
         self.child.as_mut().is_none_or(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// The end of its log.
+    /// The end of its log, from the panic on if there was one.
     pub(crate) fn log_tail(&self) -> String {
         let Some(launch) = &self.launch else { return String::new() };
         let log = fs::read_to_string(launch.dir.join("server.log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(15)..].join("\n")
+        let panic = lines.iter().position(|line| line.contains("panicked at"));
+        let start = panic.unwrap_or(lines.len().saturating_sub(LOG_LINES));
+        lines[start..].iter().take(LOG_LINES).copied().collect::<Vec<_>>().join("\n")
     }
 
     fn stop(&mut self) {

@@ -142,6 +142,7 @@ impl<L: Listener> Worker<L> {
                 busy = true;
             }
             self.shard.viewers.flush_carried();
+            busy |= self.quic.as_ref().is_some_and(Driver::has_news);
             self.edge.viewers.set(self.shard.viewers.len());
             let now = self.clock.now();
             self.shard.stats.busy_micros += now.since(begun).as_micros() as u64;

@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, Command as Process, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -15,6 +15,10 @@ use crate::sys;
 
 /// Sockets per worker: below the usual limit of 20,000 descriptors.
 const VIEWERS_PER_WORKER: u32 = 17_000;
+
+/// For a worker to hang up on everybody before it is killed: a server that is not
+/// told waits for QUIC viewers who say nothing any more.
+const QUIT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Every fleet connects from addresses of its own.
 static FLEETS: AtomicU8 = AtomicU8::new(0);
@@ -296,7 +300,11 @@ impl Drop for Fleet {
     fn drop(&mut self) {
         // Workers that are gone already need not be told.
         let _ = self.send_all(&Command::Quit);
+        let told = Instant::now();
         for worker in &mut self.workers {
+            while matches!(worker.child.try_wait(), Ok(None)) && told.elapsed() < QUIT_LIMIT {
+                std::thread::sleep(Duration::from_millis(2));
+            }
             let _ = worker.child.kill();
             let _ = worker.child.wait();
         }

@@ -116,7 +116,8 @@ pub(crate) fn command(options: &LinkOptions) -> Result<()> {
                 progress.stage(&format!("{name}{beside}, round {round} of {}", options.repeat));
                 let phase = Phase { options, server: &server, far: &far, transport, bulk };
                 let outcome = phase.run(deadline, &mut progress);
-                let told = || format!("{name}{beside}; the server's log ends:\n{}", server.log_tail());
+                let told =
+                    || format!("{name}{beside}; the server's log ends:\n{}", server.log_tail());
                 add(&mut results, outcome.with_context(told)?);
             }
         }

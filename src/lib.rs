@@ -27,5 +27,6 @@ pub mod shard;
 pub mod telemetry;
 pub mod trace;
 pub mod transport;
+pub mod viewer;
 pub mod wire;
 pub mod worker;

@@ -506,13 +506,18 @@ impl<T> Model<T> {
         }
     }
 
-    /// Important events up to this number will not come any more.
+    /// Important events up to this number will not come any more; what came of
+    /// them is shown.
     fn give_up(&mut self, to: u64, show: Show<'_, T>) {
-        let Some(at) = self.at.as_mut().filter(|at| at.important < to) else { return };
-        self.tally.lost += to - at.important;
-        show(Shown::Lost { from: at.important + 1, to });
-        at.important = to;
-        self.receipts.forget();
+        while let Some(at) = self.at.as_mut().filter(|at| at.important < to) {
+            let held = self.held.keys().next().copied().filter(|first| *first <= to);
+            let last = held.map_or(to, |first| first - 1);
+            self.tally.lost += last - at.important;
+            show(Shown::Lost { from: at.important + 1, to: last });
+            at.important = last;
+            self.receipts.forget();
+            self.catch_up(show);
+        }
         self.catch_up(show);
     }
 

@@ -151,6 +151,17 @@ fn what_the_server_no_longer_has_is_told_and_given_up() {
 }
 
 #[test]
+fn what_came_meanwhile_of_what_is_given_up_is_shown() {
+    let mut room = room(false);
+    take(&mut room, &header((5, 5), 9), &[], 0);
+    assert_eq!(say(&mut room, 0), Some(Say::Pull(3, 9)));
+    take(&mut room, &header((6, 5), 9), &[5, 6], 1);
+    room.failed("history_gone", None, at(2));
+    assert_eq!(take(&mut room, &header((6, 5), 9), &[9], 2), [-4, 5, 6, -8, 9]);
+    assert_eq!(room.tally.lost, 4);
+}
+
+#[test]
 fn a_sampled_viewer_acknowledges_within_its_time_and_others_never() {
     let mut room = room(false);
     room.slot = 20_000;

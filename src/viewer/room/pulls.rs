@@ -5,6 +5,7 @@
 //! be on its way: then it is a hole when that stream has not moved for
 //! [`PATIENCE`], a few round trips of a bad mobile line.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::Draw;
@@ -17,6 +18,10 @@ const PULL_EVENTS: u64 = 200;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// An unanswered pull is repeated after this, and up to as long again.
 const AGAIN: Duration = Duration::from_secs(2);
+/// Pulls that an answer may still be for.
+const MAX_ASKED: usize = 16;
+/// No answer takes longer.
+const REMEMBERED: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum State {
@@ -34,6 +39,9 @@ enum State {
 #[derive(Debug, Default)]
 pub(super) struct Pulls {
     state: State,
+    /// Pulls of late, when and up to where: an answer that holds nothing does not
+    /// say which of them it is for, so it is taken for the oldest.
+    asked: VecDeque<(Time, u64)>,
     /// The server no longer has the beginning of what was asked for.
     gone: bool,
 }
@@ -91,11 +99,11 @@ impl Pulls {
     /// A frame that may be the answer begins with `first`: up to which number
     /// nothing will come any more, if the server said that something is gone.
     pub(super) fn given_up(&mut self, first: Option<u64>) -> Option<u64> {
-        let State::Asked { to, .. } = self.state else { return None };
         if !std::mem::take(&mut self.gone) {
             return None;
         }
-        Some(first.map_or(to, |first| first.saturating_sub(1).min(to)))
+        let (_, to) = self.asked.pop_front()?;
+        Some(first.map_or(to, |first| first.saturating_sub(1)))
     }
 
     pub(super) fn next_deadline(&self) -> Option<Time> {
@@ -126,7 +134,9 @@ impl Pulls {
         let from = important + 1;
         let before_held = first_held.map_or(newest, |first| first - 1);
         let to = before_held.min(important + PULL_EVENTS).max(from);
-        self.gone = false;
+        self.asked.retain(|(at, _)| now.since(*at) < REMEMBERED);
+        self.asked.truncate(MAX_ASKED - 1);
+        self.asked.push_back((now, to));
         let again = now + AGAIN + super::spread(draw, AGAIN);
         self.state = State::Asked { to, known: before_held, again };
         Some((from, to))

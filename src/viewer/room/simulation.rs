@@ -298,7 +298,8 @@ fn live(seed: u64) {
         } else if !ending && world.random.random_bool(0.05) {
             world.repeat();
         } else if !ending && world.random.random_bool(0.005) {
-            world.forgotten = world.important.saturating_sub(world.random.random_range(0..20));
+            let kept = world.random.random_range(0..20);
+            world.forgotten = world.forgotten.max(world.important.saturating_sub(kept));
         }
         if let Some((source, message)) = world.next() {
             watcher.take(&mut world, source, message);

@@ -433,7 +433,7 @@ impl<T> Model<T> {
         self.newest = self.newest.max(header.important);
         if control && !header.covers() {
             let first = events.peek().and_then(|event| event.important);
-            if let Some(to) = self.pulls.given_up(first) {
+            if let Some(to) = self.pulls.given_up(first, before.important) {
                 self.give_up(to, show);
             }
         }

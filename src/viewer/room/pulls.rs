@@ -98,11 +98,14 @@ impl Pulls {
 
     /// A frame that may be the answer begins with `first`: up to which number
     /// nothing will come any more, if the server said that something is gone.
-    pub(super) fn given_up(&mut self, first: Option<u64>) -> Option<u64> {
+    pub(super) fn given_up(&mut self, first: Option<u64>, important: u64) -> Option<u64> {
         if !std::mem::take(&mut self.gone) {
             return None;
         }
         let (_, to) = self.asked.pop_front()?;
+        // What is held can make a later pull the shorter one.
+        let later = self.asked.iter().map(|(_, to)| *to).filter(|to| *to > important);
+        let to = later.fold(to, u64::min);
         Some(first.map_or(to, |first| first.saturating_sub(1)))
     }
 

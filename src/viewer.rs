@@ -357,6 +357,14 @@ impl Room {
     }
 }
 
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.happenings.close();
+        // If there is no place for it, the task is awake and will look.
+        let _ = self.commands.try_send(Command::Look);
+    }
+}
+
 impl Stream for Room {
     type Item = Happening;
 

@@ -64,6 +64,8 @@ pub(super) enum Command {
     Leave(String, oneshot::Sender<()>),
     Publish(v1::Publish, oneshot::Sender<Result<Published, PublishError>>),
     Rebind(oneshot::Sender<std::io::Result<()>>),
+    /// A room was dropped.
+    Look,
     Close(oneshot::Sender<()>),
 }
 
@@ -380,7 +382,7 @@ impl Task {
             Command::Rebind(done) => {
                 let _ = done.send(self.dials.quic.rebind());
             }
-            Command::Close(_) => {}
+            Command::Look | Command::Close(_) => {}
         }
     }
 

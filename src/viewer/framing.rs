@@ -2,16 +2,14 @@
 //! section 16), then so many bytes of protobuf.
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use prost::Message as _;
-
-use crate::wire::proto::v1;
+use prost::Message;
 
 /// Largest message taken, in bytes: above the largest frame that can be configured
 /// usefully.
 pub(super) const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
 /// A message with its length before it.
-pub(super) fn frame(message: &v1::ClientMessage) -> Vec<u8> {
+pub(super) fn frame(message: &impl Message) -> Vec<u8> {
     let length = message.encoded_len();
     let mut out = Vec::with_capacity(8 + length);
     write_length(length as u64, &mut out);

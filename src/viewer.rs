@@ -42,7 +42,6 @@ mod backoff;
 mod choice;
 mod connection;
 mod dial;
-mod framing;
 mod happening;
 mod link;
 mod member;

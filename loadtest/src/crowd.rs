@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use mio::{Poll, Token, Waker};
+use tidegate::viewer::room::Tally;
 
-use crate::client_room::Tally;
 use crate::hist::Recorded;
 use crate::run::{Deadline, Progress};
 use crate::sys;

@@ -9,6 +9,10 @@ use super::websocket::WebSocket;
 use crate::wire::proto::v1;
 use crate::wire::proto::v1::client_message::Message as Out;
 
+/// Largest message taken, in bytes: above the largest frame that can be configured
+/// usefully.
+pub(super) const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
 /// A connection that was welcomed.
 pub(super) enum Link {
     WebSocket(Box<WebSocket>),

@@ -1,11 +1,12 @@
 //! Raw QUIC, ALPN `tidegate/1`: a control stream that the viewer opens, a stream of
 //! important events that the server opens, and datagrams.
 
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::Buf;
 use prost::Message as _;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
@@ -15,14 +16,14 @@ use quinn::{
 use tokio::time::timeout;
 
 use super::StartError;
-use super::framing::{self, MAX_MESSAGE_BYTES, TooLong, Unframed};
-use super::link::{Closed, DialError, Dialed, Link, Received};
+use super::link::{Closed, DialError, Dialed, Link, MAX_MESSAGE_BYTES, Received};
 use super::room::Source;
 use super::target::Target;
 use super::trust::Trust;
 use crate::wire::proto::v1;
 use crate::wire::proto::v1::client_message::Message as Out;
 use crate::wire::proto::v1::server_message::Message as In;
+use crate::wire::stream::{self, Decoder, TooLong};
 
 /// The protocol's name in the handshake.
 pub(super) const ALPN: &[u8] = b"tidegate/1";
@@ -135,7 +136,7 @@ impl Dialer {
         let closed = |error: ConnectionError| DialError::Failed(closed(&error));
         let connection = connecting.await.map_err(closed)?;
         let (send, receive) = connection.open_bi().await.map_err(closed)?;
-        let control = Messages { stream: receive, unframed: Unframed::default() };
+        let control = Messages::new(receive);
         let mut quic = Quic { connection, send, control, important: None, closed: None };
         for message in first {
             quic.send(message).await.map_err(DialError::Failed)?;
@@ -172,7 +173,9 @@ pub(super) struct Quic {
 /// A stream, cut into messages.
 struct Messages {
     stream: RecvStream,
-    unframed: Unframed,
+    decoder: Decoder,
+    /// Whole ones of what was read at once.
+    whole: VecDeque<Result<v1::ServerMessage, String>>,
 }
 
 /// Why a stream brings no more.
@@ -184,23 +187,30 @@ enum Over {
 }
 
 impl Messages {
+    fn new(stream: RecvStream) -> Self {
+        Self { stream, decoder: Decoder::default(), whole: VecDeque::new() }
+    }
+
     /// The next message; may be dropped before it is there.
     async fn next(&mut self) -> Result<v1::ServerMessage, Over> {
         loop {
-            match self.unframed.next() {
-                Ok(Some(bytes)) => return decode(bytes).map_err(Over::Stream),
-                Ok(None) => {}
-                Err(TooLong(length)) => {
-                    let most = MAX_MESSAGE_BYTES;
-                    let why = format!("a message of {length} bytes, more than {most}");
-                    return Err(Over::Stream(why));
-                }
+            if let Some(message) = self.whole.pop_front() {
+                return message.map_err(Over::Stream);
             }
-            match self.stream.read_chunk(CHUNK, true).await {
-                Ok(Some(chunk)) => self.unframed.push(&chunk.bytes),
+            let chunk = match self.stream.read_chunk(CHUNK, true).await {
+                Ok(Some(chunk)) => chunk,
                 Ok(None) => return Err(Over::Stream("the server ended a stream".to_owned())),
                 Err(ReadError::ConnectionLost(error)) => return Err(Over::Lost(error)),
                 Err(error) => return Err(Over::Stream(format!("a stream broke: {error}"))),
+            };
+            let mut heard = |message: &[u8]| {
+                self.whole.push_back(decode(message));
+                true
+            };
+            let fed = self.decoder.feed(&chunk.bytes, MAX_MESSAGE_BYTES, &mut heard);
+            if let Err(TooLong(length)) = fed {
+                let why = format!("a message of {length} bytes, more than {MAX_MESSAGE_BYTES}");
+                self.whole.push_back(Err(why));
             }
         }
     }
@@ -214,7 +224,7 @@ async fn next_of(messages: &mut Option<Messages>) -> Result<v1::ServerMessage, O
     }
 }
 
-fn decode(bytes: Bytes) -> Result<v1::ServerMessage, String> {
+fn decode(bytes: impl Buf) -> Result<v1::ServerMessage, String> {
     v1::ServerMessage::decode(bytes).map_err(|error| format!("an unreadable message: {error}"))
 }
 
@@ -242,8 +252,7 @@ impl Quic {
                 stream = self.connection.accept_uni(), if self.important.is_none() => {
                     match stream {
                         Ok(stream) => {
-                            let unframed = Unframed::default();
-                            self.important = Some(Messages { stream, unframed });
+                            self.important = Some(Messages::new(stream));
                             continue;
                         }
                         Err(error) => Over::Lost(error),
@@ -290,7 +299,7 @@ impl Quic {
     }
 
     pub(super) async fn send(&mut self, message: &v1::ClientMessage) -> Result<(), Closed> {
-        let sent = self.send.write_all(&framing::frame(message)).await;
+        let sent = self.send.write_all(&stream::data(&message.encode_to_vec())).await;
         sent.map_err(|error| Closed::broken(format!("the connection broke: {error}")))
     }
 

@@ -18,8 +18,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
-use super::framing::MAX_MESSAGE_BYTES;
-use super::link::{Closed, DialError, Dialed, Link, Received};
+use super::link::{Closed, DialError, Dialed, Link, MAX_MESSAGE_BYTES, Received};
 use super::room::Source;
 use super::target::Target;
 use crate::wire::proto::v1;

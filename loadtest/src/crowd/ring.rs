@@ -17,13 +17,15 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
+use tidegate::engine::time::Time;
+use tidegate::viewer::room::{Model, Say, Shown, Source};
 
 use super::{Behaviour, HORIZONS_US, Order, Outcome, Plan, Seen, Shared, WAKER};
-use crate::client_room::{Frame, Room, Say, Shown, Told};
 use crate::connect::{Ports, open};
 use crate::hist::{self, Recorded};
 use crate::sys;
 use crate::token::Signer;
+use crate::told::{Event, Frame, Mark, Told};
 use crate::viewer::Phase;
 use crate::wsclient::{self, Parsed, Upgrade};
 
@@ -43,7 +45,7 @@ struct Member {
     room: usize,
     token: String,
     partial: Vec<u8>,
-    model: Room,
+    model: Model<Mark>,
     base: Option<u64>,
     shown: Vec<u32>,
     /// When its connection began, or, where it has none, is to begin.
@@ -134,7 +136,7 @@ impl Ring {
                     room,
                     token: signer.viewer(&format!("crowd-{index}"), name)?,
                     partial: Vec::new(),
-                    model: Room::default(),
+                    model: Model::default(),
                     base: None,
                     shown: Vec::new(),
                     since: begin,
@@ -177,7 +179,7 @@ impl Ring {
     fn close(mut self) -> Outcome {
         self.outcome.comebacks = Recorded::of(&self.comebacks);
         for member in self.members {
-            self.outcome.tally.absorb(&member.model.tally);
+            self.outcome.tally.absorb(member.model.tally());
             self.outcome.viewers.push(Seen {
                 room: member.room,
                 base: member.base,
@@ -236,7 +238,7 @@ impl Ring {
         let member = &mut self.members[index];
         let next = match member.phase {
             Phase::Closed => Some(member.since),
-            Phase::Live => member.model.next_deadline(),
+            Phase::Live => member.model.next_deadline().map(Time::as_micros),
             _ => Some(member.rejoin.unwrap_or(member.since + JOIN_LIMIT_US)),
         };
         if let Some(next) = next
@@ -270,12 +272,7 @@ impl Ring {
         let member = &mut self.members[index];
         match member.phase {
             Phase::Closed if member.since <= now => self.connect(index),
-            Phase::Live => {
-                while let Some(say) = self.members[index].model.due(now) {
-                    self.say(index, say)?;
-                }
-                Ok(())
-            }
+            Phase::Live => self.speak(index, now),
             Phase::Joining if member.rejoin.is_some_and(|at| at <= now) => {
                 member.rejoin = None;
                 self.ask_to_join(index)
@@ -383,13 +380,31 @@ impl Ring {
         self.send(index, &json!({ "join": join }))
     }
 
+    /// Says what its model has to say.
+    fn speak(&mut self, index: usize, now: u64) -> Result<(), String> {
+        loop {
+            let random = &mut self.random;
+            let mut draw = |end: u64| if end == 0 { 0 } else { random.random_range(0..end) };
+            let said = self.members[index].model.say(Time::from_micros(now), &mut draw);
+            let Some(say) = said else { return Ok(()) };
+            self.say(index, say)?;
+        }
+    }
+
     fn say(&mut self, index: usize, say: Say) -> Result<(), String> {
         let member = &self.members[index];
         let room = &self.plan.rooms[member.room].0;
+        let silent = member.behaviour != Behaviour::Acknowledges;
         let message = match say {
-            Say::Ack(_) if member.behaviour != Behaviour::Acknowledges => return Ok(()),
+            Say::Ack(_) | Say::Digest { .. } if silent => return Ok(()),
             Say::Ack(important) => json!({"ack": {"room": room, "important": important}}),
             Say::Pull(from, to) => json!({"pull": {"room": room, "from": from, "to": to}}),
+            Say::Digest { from, to, digest } => {
+                let (count, xor) = (digest.count, digest.xor);
+                let digest = json!({"room": room, "from": from, "to": to, "count": count,
+                    "xor": xor});
+                json!({ "digest": digest })
+            }
         };
         self.send(index, &message)
     }
@@ -464,12 +479,13 @@ impl Ring {
     fn message(&mut self, index: usize, text: &[u8]) -> Result<(), String> {
         let told = self.parsed(self.members[index].room, text)?;
         let now = sys::mono_us();
+        let time = Time::from_micros(now);
         let random = &mut self.random;
         let mut draw = |end: u64| if end == 0 { 0 } else { random.random_range(0..end) };
         let member = &mut self.members[index];
         match &*told {
             Told::Welcome { ack_slot } => {
-                member.model.welcomed(*ack_slot);
+                member.model.connected(*ack_slot, false);
                 return self.ask_to_join(index);
             }
             Told::Joined(joined) => {
@@ -479,26 +495,28 @@ impl Ring {
                     self.outcome.reconnected += 1;
                     self.shared.reconnected.fetch_add(1, Ordering::Relaxed);
                 }
-                member.model.joined(joined, now, &mut draw);
+                member.model.joined(joined, time, &mut draw, &mut |_| {});
                 (member.phase, member.attempts) = (Phase::Live, 0);
                 self.shared.live.fetch_add(1, Ordering::Relaxed);
                 self.caught_up(index, now);
             }
             Told::Frame(frame) => {
                 self.outcome.frames += 1;
-                let (shown, room) = (&mut member.shown, member.room);
+                let (seen, room) = (&mut member.shown, member.room);
                 let acknowledges = member.behaviour == Behaviour::Acknowledges;
                 let outcome = &mut self.outcome;
-                let mut show = |event: Shown| {
-                    shown.push(event.n);
-                    let age = now.saturating_sub(event.sent_us);
+                let mut show = |shown| {
+                    let Shown::Event(Mark { n, sent_us, important: true }) = shown else { return };
+                    seen.push(u32::try_from(n).unwrap_or(u32::MAX));
+                    let age = now.saturating_sub(sent_us);
                     for (count, horizon) in outcome.reached[room].iter_mut().zip(HORIZONS_US) {
                         *count += u64::from(acknowledges && age <= horizon);
                     }
                 };
-                if let Some(say) = member.model.frame(frame, now, &mut draw, &mut show) {
-                    self.say(index, say)?;
-                }
+                let events = frame.events.iter().map(Event::incoming);
+                let header = &frame.header;
+                let control = Source::Control;
+                member.model.frame(header, control, events, time, &mut draw, &mut show);
                 self.caught_up(index, now);
             }
             Told::Gap { first_seq, last_seq } => {
@@ -507,7 +525,7 @@ impl Ring {
             }
             Told::Missed { to, within_ms, .. } => {
                 self.outcome.missed += 1;
-                member.model.missed(*to, *within_ms, now, &mut draw);
+                member.model.missed(*to, *within_ms, time, &mut draw);
             }
             Told::Ping {} => return self.send(index, &json!({"pong": {}})),
             Told::Goaway { reconnect_after_ms } => {
@@ -523,11 +541,14 @@ impl Ring {
                     None if member.phase == Phase::Joining => {
                         return Err(format!("refused: {code}"));
                     }
-                    _ => {}
+                    after => {
+                        let after = after.map(Duration::from_millis);
+                        member.model.failed(code, after, time);
+                    }
                 }
             }
         }
-        Ok(())
+        self.speak(index, now)
     }
 
     /// What a message says; the same bytes are not parsed for every viewer.

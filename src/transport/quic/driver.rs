@@ -109,8 +109,9 @@ impl Driver {
         }
         while let Some((link, heard)) = self.next_heard() {
             self.tell(shard, listener, link, heard);
+            // What ends in one step is gone from its rooms before the next.
+            shard.settle(now);
         }
-        shard.settle(now);
         self.endpoint.borrow_mut().flush(instant);
         Ok(more)
     }

@@ -58,7 +58,7 @@ async fn packets(room: &mut Room, count: usize) -> Vec<u64> {
     came
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn all_lanes_arrive_over_both_transports() {
     let server = Server::start("");
     for transport in BOTH {
@@ -93,7 +93,7 @@ async fn all_lanes_arrive_over_both_transports() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn nothing_important_is_lost_or_doubled_when_the_server_dies() {
     for transport in BOTH {
         let mut server = Server::start("");
@@ -121,7 +121,7 @@ async fn nothing_important_is_lost_or_doubled_when_the_server_dies() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn what_was_said_when_the_server_died_is_said_once() {
     for transport in BOTH {
         let mut server = Server::start("");
@@ -152,7 +152,7 @@ async fn what_was_said_when_the_server_died_is_said_once() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_change_of_address_costs_nothing_over_quic() {
     let server = Server::start("");
     let viewer = Viewer::connect(options(&server, Some(Transport::Quic))).expect("started");
@@ -167,7 +167,7 @@ async fn a_change_of_address_costs_nothing_over_quic() {
     assert_eq!((stats.quic, stats.websocket, stats.lost), (1, 0, 0));
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn by_itself_it_takes_quic_and_where_udp_goes_nowhere_websocket() {
     let server = Server::start("");
     let viewer = Viewer::connect(options(&server, None)).expect("started");
@@ -182,7 +182,7 @@ async fn by_itself_it_takes_quic_and_where_udp_goes_nowhere_websocket() {
     assert!(hole.recv(&mut [0; 2_000]).is_ok(), "it was tried");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_drained_viewer_comes_back_when_it_was_told_to() {
     for transport in BOTH {
         let mut server = Server::start("");

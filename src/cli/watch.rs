@@ -233,10 +233,9 @@ mod tests {
     #[test]
     fn why_it_ended_is_told_without_commands_to_the_terminal() {
         let nasty = "\u{1b}[2J".to_owned();
-        for end in [
-            End::NoToken(nasty.clone()),
-            End::Dismissed { code: 3_500, reason: nasty.clone() },
-        ] {
+        for end in
+            [End::NoToken(nasty.clone()), End::Dismissed { code: 3_500, reason: nasty.clone() }]
+        {
             assert_eq!(ended(&end), "\u{fffd}[2J");
         }
         let error = JoinError::NoToken(nasty);

@@ -116,7 +116,10 @@ mod tests {
         choice.won(Transport::WebSocket, true, at(0));
         assert_eq!((choice.plan(at(59)), choice.plan(at(60))), (WEBSOCKET, Plan::Race(HEAD_START)));
         choice.won(Transport::WebSocket, true, at(60));
-        assert_eq!((choice.plan(at(179)), choice.plan(at(180))), (WEBSOCKET, Plan::Race(HEAD_START)));
+        assert_eq!(
+            (choice.plan(at(179)), choice.plan(at(180))),
+            (WEBSOCKET, Plan::Race(HEAD_START))
+        );
         for _ in 0..40 {
             choice.won(Transport::WebSocket, true, at(200));
         }

@@ -6,6 +6,8 @@
 //! first what is due ([`Task::step`]), then writes, then waits for the next thing.
 //! While a room's happenings are not fetched it does not read.
 
+mod inbound;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -22,9 +24,8 @@ use super::dial::{Attempt, Dials};
 use super::happening::{End, Happening};
 use super::link::{Closed, DialError, Dialed, Link, Received};
 use super::member::{Member, View};
-use super::outcome::{Failure, JoinError, PublishError, Published};
+use super::outcome::{JoinError, PublishError, Published};
 use super::publishes::Publishes;
-use super::room::Source;
 use super::stats::Shared;
 use super::target::Target;
 use super::token::Token;
@@ -33,7 +34,6 @@ use crate::clock::Clock;
 use crate::engine::time::Time;
 use crate::wire::proto::v1;
 use crate::wire::proto::v1::client_message::Message as Out;
-use crate::wire::proto::v1::server_message::Message as In;
 
 /// For tokens, before connecting without those that are late.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -321,7 +321,8 @@ impl Task {
         }
         let ping_interval = Duration::from_millis(welcome.ping_interval_ms);
         let heard_by = now + ping_interval + SILENCE_GRACE;
-        self.phase = Phase::Live(Box::new(Live { link, slot, since: now, ping_interval, heard_by }));
+        self.phase =
+            Phase::Live(Box::new(Live { link, slot, since: now, ping_interval, heard_by }));
     }
 
     /// Puts together what rooms say now.
@@ -406,83 +407,6 @@ impl Task {
         self.shared.count(|stats| stats.rooms.absorb(member.tally()));
         let (happen, told) = member.told();
         self.outbox.extend(told.into_iter().map(|what| (happen.clone(), what)));
-    }
-
-    fn received(&mut self, received: Received) {
-        let now = self.clock.now();
-        if let Phase::Live(live) = &mut self.phase {
-            live.heard_by = now + live.ping_interval + SILENCE_GRACE;
-        }
-        match received {
-            Received::Alive => {}
-            Received::Closed(closed) => self.lost(closed, now),
-            Received::Message(source, message) => {
-                self.shared.count(|stats| {
-                    stats.messages += 1;
-                    stats.datagrams += u64::from(source == Source::Datagram);
-                });
-                if let Some(message) = message.message {
-                    self.message(source, message, now);
-                }
-                self.collect();
-            }
-        }
-    }
-
-    fn message(&mut self, source: Source, message: In, now: Time) {
-        match message {
-            In::Joined(joined) => {
-                if let Some(member) = self.members.get_mut(&joined.room) {
-                    member.joined(joined, now, &mut draw);
-                }
-            }
-            In::Frame(frame) => {
-                if let Some(member) = self.members.get_mut(&frame.room) {
-                    member.frame(source, frame, now, &mut draw);
-                }
-            }
-            In::Gap(gap) => {
-                if let Some(member) = self.members.get_mut(&gap.room) {
-                    member.gap(gap);
-                }
-            }
-            In::Missed(missed) => {
-                if let Some(member) = self.members.get_mut(&missed.room) {
-                    member.missed(&missed, now, &mut draw);
-                }
-            }
-            In::Accepted(accepted) => self.publishes.accepted(&accepted),
-            In::Rejected(rejected) => self.publishes.rejected(rejected),
-            In::Error(error) => self.failed(error, now),
-            In::Goaway(goaway) => {
-                let reconnect_after = Duration::from_millis(goaway.reconnect_after_ms);
-                let to = goaway.url.and_then(|url| self.target.moved(&url));
-                self.goaway = Some((reconnect_after, to));
-                for member in self.members.values_mut() {
-                    member.tell(Happening::Leaving { reconnect_after });
-                }
-            }
-            In::Ping(_) => self.sends.push(Out::Pong(v1::Pong {})),
-            // The first is part of connecting; who left does not look back.
-            In::Welcome(_) | In::Left(_) => {}
-        }
-    }
-
-    fn failed(&mut self, error: v1::Error, now: Time) {
-        let v1::Error { code, reason, temporary, room, retry_after_ms } = error;
-        let failure = Failure { code, reason, retry_after: retry_after_ms.map(Duration::from_millis) };
-        let Some(room) = room else {
-            self.complaint = Some(failure.to_string());
-            for member in self.members.values_mut() {
-                member.tell(Happening::Failed(failure.clone()));
-            }
-            return;
-        };
-        if let Some(member) = self.members.get_mut(&room)
-            && let Err(end) = member.failed(failure, temporary, now, &mut draw)
-        {
-            self.end(&room, end);
-        }
     }
 
     /// The connection is over.

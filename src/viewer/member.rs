@@ -123,11 +123,8 @@ impl Member {
         let Phase::Ready(token) = &mut self.phase else { return None };
         let token = std::mem::take(token);
         self.phase = Phase::Joining;
-        let resume = |at: Position| v1::Resume {
-            epoch: at.epoch,
-            seq: at.seq,
-            important: at.important,
-        };
+        let resume =
+            |at: Position| v1::Resume { epoch: at.epoch, seq: at.seq, important: at.important };
         let resume = self.model.position().map(resume);
         Some(Out::Join(v1::Join { room: self.name.clone(), token, resume, acks: true }))
     }

@@ -152,7 +152,8 @@ mod tests {
         let (again, count) = publishes.unsent("r");
         let [Out::Publish(event)] = &again[..] else { panic!("{again:?}") };
         assert_eq!((event.id.as_str(), count), ("a", 1));
-        let rejected = v1::Rejected { id: "a".to_owned(), code: "x".to_owned(), ..v1::Rejected::default() };
+        let rejected =
+            v1::Rejected { id: "a".to_owned(), code: "x".to_owned(), ..v1::Rejected::default() };
         publishes.rejected(rejected);
         assert!(matches!(first.try_recv().unwrap(), Err(PublishError::Rejected(_))));
     }

@@ -463,8 +463,7 @@ async fn who_reads_slowly_gets_everything_in_order_and_is_heard_meanwhile() {
     const EVENTS: u64 = 3_000;
     for server in [Server::websocket().await, Server::quic()] {
         let transport = server.tcp.as_ref().map_or(Transport::Quic, |_| Transport::WebSocket);
-        let options =
-            Options { happenings: 3, transport: Some(transport), ..server.options() };
+        let options = Options { happenings: 3, transport: Some(transport), ..server.options() };
         let viewer = Viewer::connect(options).unwrap();
         let serving = async {
             let (mut peer, _) = server.accept().await;
@@ -494,10 +493,8 @@ async fn who_reads_slowly_gets_everything_in_order_and_is_heard_meanwhile() {
 #[tokio::test]
 async fn a_token_that_is_too_old_is_asked_for_anew_once() {
     let server = Server::websocket().await;
-    let viewer = Viewer::connect(Options {
-        transport: Some(Transport::WebSocket),
-        ..server.options()
-    });
+    let viewer =
+        Viewer::connect(Options { transport: Some(Transport::WebSocket), ..server.options() });
     let viewer = viewer.unwrap();
     let asked = Arc::new(AtomicU32::new(0));
     let count = Arc::clone(&asked);
@@ -572,7 +569,9 @@ async fn over_tls_the_certificate_counts() {
         let mut status = stranger.status();
         let joining = stranger.join("r", "t");
         let failing = status.wait_for(|status| matches!(status, Status::Waiting { .. }));
-        let why = soon(async { tokio::select! { _ = joining => panic!(), s = failing => s.unwrap().clone() } });
+        let why = soon(async {
+            tokio::select! { _ = joining => panic!(), s = failing => s.unwrap().clone() }
+        });
         let Status::Waiting { why, .. } = why.await else { unreachable!() };
         assert!(why.contains("TLS"), "{why}");
         drop(stranger);

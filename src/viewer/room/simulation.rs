@@ -102,7 +102,8 @@ impl World {
 
     /// The viewer comes, from a position or anew.
     fn join(&mut self, from: Option<Position>) {
-        let now = Joined { epoch: 7, seq: self.seq(), important: self.important, ..Joined::default() };
+        let now =
+            Joined { epoch: 7, seq: self.seq(), important: self.important, ..Joined::default() };
         let Some(from) = from else { return self.control.push_back(Message::Joined(now)) };
         let complete = from.important >= self.forgotten;
         if complete && self.random.random_bool(0.6) {

@@ -1,4 +1,6 @@
 use super::*;
+use crate::engine::digest::{self, Digest};
+use crate::engine::ids::ImportantNo;
 
 /// The draw of every test.
 fn half(end: u64) -> u64 {

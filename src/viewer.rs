@@ -75,7 +75,7 @@ pub use happening::{End, Event, Gap, GapReason, Happening, Snapshot, Total, Why}
 pub use outcome::{Failure, JoinError, NewEvent, PublishError, Published, StartError};
 pub use stats::ViewerStats;
 pub use token::Token;
-pub use trust::Trust;
+pub use trust::{Hashes, Trust};
 
 use self::connection::{Command, Join, Task};
 use self::dial::Dials;

@@ -4,6 +4,7 @@ mod json;
 mod trust;
 mod view;
 
+use std::convert::Infallible;
 use std::io;
 use std::process::ExitCode;
 
@@ -11,7 +12,7 @@ use anyhow::{Context as _, anyhow};
 use clap::Args;
 use tokio::sync::watch;
 
-use self::trust::TrustSource;
+use self::trust::{Believed, TrustSource};
 use self::view::View;
 use super::terminal::{self, Paint};
 use super::token::TokenSource;
@@ -59,9 +60,11 @@ fn transport(name: &str) -> Result<Choice, String> {
 pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     runtime()?.block_on(async {
         let mut screen = Screen::new(arguments.json, Box::new(io::stdout()));
-        let viewer = connect(&arguments).await?;
+        let believed = arguments.trust.believed(&arguments.url).await?;
+        let viewer = connect(&arguments, &believed)?;
         let ended = tokio::select! {
             ended = watch_room(&viewer, &arguments, &mut screen) => ended,
+            never = renew(&viewer, &believed) => match never {},
             interrupted = tokio::signal::ctrl_c() => {
                 interrupted.map(|()| ExitCode::SUCCESS).map_err(Into::into)
             }
@@ -71,11 +74,22 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     })
 }
 
-async fn connect(arguments: &Arguments) -> anyhow::Result<Viewer> {
-    let trust = arguments.trust.trust(&arguments.url).await?;
-    let transport = arguments.transport.0;
+fn connect(arguments: &Arguments, believed: &Believed) -> anyhow::Result<Viewer> {
+    let (transport, trust) = (arguments.transport.0, believed.trust.clone());
     let options = Options { transport, trust, ..Options::new(&arguments.url) };
     Viewer::connect(options).context("--url")
+}
+
+/// A server for development that was started again has another certificate.
+async fn renew(viewer: &Viewer, believed: &Believed) -> Infallible {
+    let mut status = viewer.status();
+    while status.wait_for(|status| matches!(status, Status::Waiting { .. })).await.is_ok() {
+        believed.renew().await;
+        if status.changed().await.is_err() {
+            break;
+        }
+    }
+    std::future::pending().await
 }
 
 /// A token for every join: a server that was started again has a new development
@@ -213,14 +227,17 @@ mod tests {
         assert!(error.contains("auto; allowed: websocket, quic"), "{error}");
     }
 
+    async fn start(arguments: &Arguments) -> anyhow::Result<Viewer> {
+        connect(arguments, &arguments.trust.believed(&arguments.url).await?)
+    }
+
     #[tokio::test]
     async fn an_address_that_is_none_is_told_and_one_without_a_server_is_tried_again() {
-        let wrong = arguments(&["--url", "ftp://a"]).unwrap();
-        assert!(connect(&wrong).await.is_err());
+        assert!(start(&arguments(&["--url", "ftp://a"]).unwrap()).await.is_err());
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let url = format!("ws://127.0.0.1:{port}");
         let arguments = arguments(&["--url", &url, "--transport", "websocket"]).unwrap();
-        let viewer = connect(&arguments).await.unwrap();
+        let viewer = start(&arguments).await.unwrap();
         let mut status = viewer.status();
         let mut screen = Screen::new(false, Box::new(io::sink()));
         let waiting = status.wait_for(|status| matches!(status, Status::Waiting { .. }));

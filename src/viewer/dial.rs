@@ -17,6 +17,9 @@ use crate::wire::proto::v1;
 /// For connecting, upgrading and being welcomed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// For QUIC, when WebSocket has failed: where nobody is, UDP is silent.
+const AFTER: Duration = Duration::from_secs(2);
+
 /// What connections are made with.
 #[derive(Clone)]
 pub(super) struct Dials {
@@ -98,7 +101,11 @@ impl Dials {
                 },
                 outcome = &mut websocket => match outcome {
                     Ok(dialed) => Ok(dialed),
-                    Err(other) => quic.await.map_err(|error| worse(error, other)),
+                    Err(other) => {
+                        let late = |_| Err(DialError::failed("quic: connecting took too long"));
+                        let outcome = timeout(AFTER, quic).await.unwrap_or_else(late);
+                        outcome.map_err(|error| worse(error, other))
+                    }
                 },
             },
         };

@@ -7,13 +7,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Buf;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use prost::Message as _;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
     ClientConfig, Connection, ConnectionError, Endpoint, IdleTimeout, ReadError, RecvStream,
     SendStream, TransportConfig, VarInt,
 };
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::StartError;
 use super::link::{Closed, DialError, Dialed, Link, MAX_MESSAGE_BYTES, Received};
@@ -41,6 +43,10 @@ const WINDOW: u32 = 1 << 20;
 const DATAGRAM_BYTES: usize = 256 << 10;
 /// Read from a stream at once.
 const CHUNK: usize = 64 << 10;
+/// Addresses of a name that are tried.
+const MAX_ADDRESSES: usize = 4;
+/// Between their beginnings (RFC 8305, section 5): one where nobody is, is silent.
+const STAGGER: Duration = Duration::from_millis(250);
 /// After a stream ended: for the server to say why.
 const LAST_WORD: Duration = Duration::from_secs(3);
 
@@ -112,9 +118,17 @@ impl Dialer {
     ) -> Result<Dialed, DialError> {
         let found = tokio::net::lookup_host((target.host.as_str(), target.port)).await;
         let found = found.map_err(|error| DialError::failed(format!("{error}")))?;
+        let first = &first;
+        let mut attempts: FuturesUnordered<_> = (0..)
+            .zip(found.take(MAX_ADDRESSES))
+            .map(async |(place, address)| {
+                sleep(STAGGER * place).await;
+                self.dial_at(target, address, first).await
+            })
+            .collect();
         let mut last = DialError::failed("no address");
-        for address in found {
-            match self.dial_at(target, address, &first).await {
+        while let Some(outcome) = attempts.next().await {
+            match outcome {
                 Ok(dialed) => return Ok(dialed),
                 Err(error) if error.is_final() => return Err(error),
                 Err(error) => last = error,

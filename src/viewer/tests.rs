@@ -565,7 +565,7 @@ async fn over_tls_the_certificate_counts() {
     let watching = async {
         let transport = Some(Transport::WebSocket);
         let options = |trust| Options { transport, trust, ..Options::new(&url) };
-        let stranger = Viewer::connect(options(Trust::Sha256(vec![[7; 32]]))).unwrap();
+        let stranger = Viewer::connect(options(Trust::Sha256(vec![[7; 32]].into()))).unwrap();
         let mut status = stranger.status();
         let joining = stranger.join("r", "t");
         let failing = status.wait_for(|status| matches!(status, Status::Waiting { .. }));

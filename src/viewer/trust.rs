@@ -1,7 +1,7 @@
 //! Which servers are believed.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
@@ -13,7 +13,7 @@ use rustls::{
 };
 
 /// Whose certificates are accepted, for QUIC and for WebSocket over TLS.
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default)]
 pub enum Trust {
     /// Those that the roots of this machine vouch for. The default.
     #[default]
@@ -22,9 +22,35 @@ pub enum Trust {
     Roots(Vec<Vec<u8>>),
     /// Those with one of these SHA-256 hashes over their DER, whatever their name
     /// and dates: for development, where a server makes its own and prints it.
-    Sha256(Vec<[u8; 32]>),
+    Sha256(Hashes),
     /// Any. Whoever is in between can read and change everything.
     Anything,
+}
+
+/// SHA-256 hashes of certificates. Clones share them, so that a server which got
+/// another certificate can be believed without connecting anew.
+#[derive(Debug, Clone, Default)]
+pub struct Hashes(Arc<RwLock<Vec<[u8; 32]>>>);
+
+impl Hashes {
+    /// Believes these from now on, and no others.
+    pub fn set(&self, hashes: Vec<[u8; 32]>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = hashes;
+    }
+
+    fn has(&self, hash: &[u8; 32]) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).contains(hash)
+    }
+
+    fn len(&self) -> usize {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+impl From<Vec<[u8; 32]>> for Hashes {
+    fn from(hashes: Vec<[u8; 32]>) -> Self {
+        Self(Arc::new(RwLock::new(hashes)))
+    }
 }
 
 impl Trust {
@@ -92,7 +118,7 @@ fn roots(certificates: impl Iterator<Item = CertificateDer<'static>>) -> RootCer
 /// Accepts certificates by their hash; without hashes, all.
 #[derive(Debug)]
 struct Pinned {
-    hashes: Option<Vec<[u8; 32]>>,
+    hashes: Option<Hashes>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -111,9 +137,8 @@ impl ServerCertVerifier for Pinned {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let found = hash(end_entity);
         match &self.hashes {
-            Some(hashes) if !hashes.iter().any(|known| Some(*known) == found) => {
+            Some(hashes) if !hash(end_entity).is_some_and(|hash| hashes.has(&hash)) => {
                 let error = CertificateError::ApplicationVerificationFailure;
                 Err(Error::InvalidCertificate(error))
             }
@@ -168,10 +193,13 @@ mod tests {
     fn a_pinned_certificate_is_known_by_its_hash_alone() {
         let (one, other) = (certificate(), certificate());
         let hash = hash(one.cert.der()).unwrap();
-        let trust = Trust::Sha256(vec![[7; 32], hash]);
+        let hashes = Hashes::from(vec![[7; 32], hash]);
+        let trust = Trust::Sha256(hashes.clone());
         assert!(accepted(&trust, one.cert.der()));
         assert!(!accepted(&trust, other.cert.der()));
-        assert!(!accepted(&Trust::Sha256(Vec::new()), one.cert.der()), "none is none");
+        hashes.set(vec![super::hash(other.cert.der()).unwrap()]);
+        assert!(!accepted(&trust, one.cert.der()) && accepted(&trust, other.cert.der()));
+        assert!(!accepted(&Trust::Sha256(Hashes::default()), one.cert.der()), "none is none");
         assert!(accepted(&Trust::Anything, other.cert.der()));
         let empty = super::hash(b"").unwrap();
         assert_eq!(empty[..4], [0xe3, 0xb0, 0xc4, 0x42], "SHA-256 of nothing");

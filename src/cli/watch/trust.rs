@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use serde_json::Value;
 
-use crate::viewer::Trust;
+use crate::viewer::{Hashes, Trust};
 
 /// For the answer of a server on this machine.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -46,21 +46,48 @@ fn hash(text: &str) -> Result<[u8; 32], String> {
     bytes.ok_or_else(|| "32 bytes in base64 or hexadecimal digits".to_owned())
 }
 
+/// What is believed, and where to learn of a server's next certificate.
+#[derive(Debug, Clone)]
+pub(super) struct Believed {
+    pub(super) trust: Trust,
+    development: Option<(String, Hashes)>,
+}
+
+impl Believed {
+    /// Looks for the certificate of a server that was started again.
+    pub(super) async fn renew(&self) {
+        if let Some((url, hashes)) = &self.development
+            && let Some(found) = development(url).await
+        {
+            hashes.set(found);
+        }
+    }
+}
+
 impl TrustSource {
     /// What is believed of the server at `url`.
-    pub(super) async fn trust(&self, url: &str) -> anyhow::Result<Trust> {
+    pub(super) async fn believed(&self, url: &str) -> anyhow::Result<Believed> {
+        let settled = |trust| Ok(Believed { trust, development: None });
         if self.insecure {
-            return Ok(Trust::Anything);
+            return settled(Trust::Anything);
         }
         if !self.certificate_sha256.is_empty() {
-            return Ok(Trust::Sha256(self.certificate_sha256.clone()));
+            return settled(Trust::Sha256(self.certificate_sha256.clone().into()));
         }
         let uri: http::Uri = url.parse().context("--url is not a URL")?;
         let safe = matches!(uri.scheme_str(), Some("wss" | "https"));
         let port = uri.port_u16().unwrap_or(if safe { 443 } else { 80 });
-        match uri.host().filter(|host| is_loopback(host)) {
-            Some(host) => Ok(development(host, port).await.unwrap_or_default()),
-            None => Ok(Trust::System),
+        let Some(host) = uri.host().filter(|host| is_loopback(host)) else {
+            return settled(Trust::System);
+        };
+        let url = format!("http://{host}:{port}/demo/certificate");
+        match development(&url).await {
+            None => settled(Trust::System),
+            Some(found) => {
+                let hashes = Hashes::from(found);
+                let development = Some((url, hashes.clone()));
+                Ok(Believed { trust: Trust::Sha256(hashes), development })
+            }
         }
     }
 }
@@ -70,13 +97,12 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || bare.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
-/// The hash of the certificate that the server on this machine made for itself.
-async fn development(host: &str, port: u16) -> Option<Trust> {
+/// The hashes of the certificates that the server on this machine made for itself.
+async fn development(url: &str) -> Option<Vec<[u8; 32]>> {
     let client = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().build().ok()?;
-    let answer = client.get(format!("http://{host}:{port}/demo/certificate")).send().await.ok()?;
-    let answer = answer.error_for_status().ok()?.json::<Value>().await.ok()?;
-    let hashes = hashes(&answer);
-    (!hashes.is_empty()).then_some(Trust::Sha256(hashes))
+    let answer = client.get(url).send().await.ok()?.error_for_status().ok()?;
+    let hashes = hashes(&answer.json::<Value>().await.ok()?);
+    (!hashes.is_empty()).then_some(hashes)
 }
 
 /// `{"sha256": …}`, one or a list, and whatever else.

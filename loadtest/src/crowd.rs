@@ -4,6 +4,7 @@
 //! what is missing, reconnect with jitter and resume; and they keep what they
 //! showed, so that it can be compared with what was accepted.
 
+mod place;
 mod ring;
 
 use std::collections::BTreeMap;

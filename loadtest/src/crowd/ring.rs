@@ -2,7 +2,7 @@
 //! times for all viewers.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::BinaryHeap;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,12 +20,13 @@ use serde_json::json;
 use tidegate::engine::time::Time;
 use tidegate::viewer::room::{Model, Say, Shown, Source};
 
+use super::place::Place;
 use super::{Behaviour, HORIZONS_US, Order, Outcome, Plan, Seen, Shared, WAKER};
 use crate::connect::{Ports, open};
 use crate::hist::{self, Recorded};
 use crate::sys;
 use crate::token::Signer;
-use crate::told::{Event, Frame, Mark, Told};
+use crate::told::{Event, Mark, Told};
 use crate::viewer::Phase;
 use crate::wsclient::{self, Parsed, Upgrade};
 
@@ -33,8 +34,6 @@ use crate::wsclient::{self, Parsed, Upgrade};
 const READ_BUFFER: usize = 256 * 1024;
 /// A connection that has not joined after this is given up and made anew.
 const JOIN_LIMIT_US: u64 = 15_000_000;
-/// Messages of a room that are kept parsed: all its viewers get the same ones.
-const PARSED: usize = 4;
 /// Between looks at who is behind.
 const LOOK_US: u64 = 20_000;
 
@@ -58,19 +57,6 @@ struct Member {
     wake: u64,
     /// Was cut off, and has not caught up.
     returning: bool,
-}
-
-/// An event's name: whether it is important, and which of its sort.
-type Named = (bool, u64);
-
-/// What rooms have in common.
-#[derive(Default)]
-struct Place {
-    parsed: VecDeque<(Vec<u8>, Arc<Told>)>,
-    /// Which event has which number, as first seen.
-    by_seq: HashMap<u64, Named>,
-    /// The same for important numbers.
-    by_important: HashMap<u64, Named>,
 }
 
 pub(super) struct Ring {
@@ -477,7 +463,8 @@ impl Ring {
     }
 
     fn message(&mut self, index: usize, text: &[u8]) -> Result<(), String> {
-        let told = self.parsed(self.members[index].room, text)?;
+        let place = &mut self.places[self.members[index].room];
+        let told = place.read(text, &mut self.outcome.conflicts)?;
         let now = sys::mono_us();
         let time = Time::from_micros(now);
         let random = &mut self.random;
@@ -551,26 +538,6 @@ impl Ring {
         self.speak(index, now)
     }
 
-    /// What a message says; the same bytes are not parsed for every viewer.
-    fn parsed(&mut self, room: usize, text: &[u8]) -> Result<Arc<Told>, String> {
-        let place = &mut self.places[room];
-        if let Some((_, told)) = place.parsed.iter().find(|(bytes, _)| bytes == text) {
-            return Ok(Arc::clone(told));
-        }
-        let told = serde_json::from_slice(text).map_err(|error| {
-            format!("unreadable message ({error}): {}", String::from_utf8_lossy(text))
-        })?;
-        let told = Arc::new(told);
-        if let Told::Frame(frame) = &*told {
-            place.note(frame, &mut self.outcome.conflicts);
-        }
-        if matches!(*told, Told::Frame(_) | Told::Joined(_)) {
-            place.parsed.truncate(PARSED - 1);
-            place.parsed.push_front((text.to_vec(), Arc::clone(&told)));
-        }
-        Ok(told)
-    }
-
     fn caught_up(&mut self, index: usize, now: u64) {
         let member = &mut self.members[index];
         if member.returning && member.phase == Phase::Live && member.model.caught_up() {
@@ -578,25 +545,6 @@ impl Ring {
             self.comebacks.saturating_record(now.saturating_sub(member.since));
             self.shared.returned_us.store(now, Ordering::Relaxed);
             self.shared.returning.fetch_sub(1, Ordering::Release);
-        }
-    }
-}
-
-impl Place {
-    /// Notes which event has which number; tells of numbers that two have.
-    fn note(&mut self, frame: &Frame, conflicts: &mut Vec<String>) {
-        for event in &frame.events {
-            let (seq, important, n) = event.numbers();
-            let named = (important.is_some(), n);
-            let numbers =
-                [("seq", seq, &mut self.by_seq), ("important", important, &mut self.by_important)];
-            for (sort, number, known) in numbers {
-                let Some(number) = number else { continue };
-                let first = *known.entry(number).or_insert(named);
-                if first != named {
-                    conflicts.push(format!("{sort} {number} is of {first:?} and {named:?}"));
-                }
-            }
         }
     }
 }

@@ -14,7 +14,9 @@
 
 pub mod accept;
 pub mod descriptors;
+pub mod entrance;
 pub mod preface;
+pub mod stream;
 
 use std::io;
 use std::rc::Rc;
@@ -142,6 +144,7 @@ impl<L: Listener> Worker<L> {
                 busy = true;
             }
             self.shard.viewers.flush_carried();
+            busy |= self.quic.as_ref().is_some_and(Driver::has_news);
             self.edge.viewers.set(self.shard.viewers.len());
             let now = self.clock.now();
             self.shard.stats.busy_micros += now.since(begun).as_micros() as u64;
@@ -191,7 +194,10 @@ impl<L: Listener> Worker<L> {
 
     fn admit(&mut self, arrival: Arrival) {
         let now = self.clock.now();
-        let key = self.shard.open(arrival.stream, arrival.format);
+        let key = match arrival.channel {
+            None => self.shard.open(arrival.stream, arrival.format),
+            Some(channel) => self.shard.open_secure(arrival.stream, channel, arrival.format),
+        };
         let leftover = &arrival.leftover;
         self.reader.watch(&mut self.shard, key, leftover, &mut self.listener, now);
     }

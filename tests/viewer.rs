@@ -5,7 +5,8 @@ mod harness;
 
 use std::io::{BufRead as _, BufReader};
 use std::net::UdpSocket;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use harness::{PATIENCE, Server};
@@ -208,25 +209,70 @@ async fn a_drained_viewer_comes_back_when_it_was_told_to() {
     }
 }
 
-#[test]
-fn watch_shows_what_carries_it() {
-    let server = Server::start("");
-    for transport in BOTH {
-        let mut watch = Command::new(env!("CARGO_BIN_EXE_tidegate"))
-            .args(["watch", "r", "--insecure", "--transport", &transport.to_string()])
-            .args(["--url", &format!("ws://{}", server.address)])
-            .args(["--token", &server.token("u", "viewer", &["r"])])
+#[tokio::test]
+async fn websocket_over_tls_is_the_same() {
+    let mut server = Server::start("");
+    let url = format!("wss://{}", server.address);
+    let options = Options { url, ..options(&server, Some(Transport::WebSocket)) };
+    let viewer = Viewer::connect(options).expect("started");
+    let mut room = join(&server, &viewer, "r").await;
+    publish(&server, "red_packet", 0..5);
+    assert_eq!(packets(&mut room, 5).await, [0, 1, 2, 3, 4]);
+    server.kill();
+    server.again();
+    publish(&server, "red_packet", 5..7);
+    assert_eq!(packets(&mut room, 2).await, [5, 6]);
+}
+
+/// `tidegate watch`; killed when dropped.
+struct Watch {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Watch {
+    fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Watch {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tidegate"))
+            .args(["watch", "r"])
+            .args(arguments)
+            .envs(environment.iter().copied())
             .stdout(Stdio::piped())
             .spawn()
             .expect("it starts");
-        let mut lines = BufReader::new(watch.stdout.take().expect("piped")).lines();
-        let mut next = || lines.next().expect("open").expect("text");
-        assert_eq!(next(), format!("connected by {transport} to {}", server.address));
-        assert!(next().starts_with("joined: epoch "));
+        let stdout = BufReader::new(child.stdout.take().expect("piped"));
+        let (tell, lines) = channel();
+        std::thread::spawn(move || {
+            stdout.lines().map_while(Result::ok).try_for_each(|line| tell.send(line))
+        });
+        Watch { child, lines }
+    }
+
+    fn next(&self) -> String {
+        self.lines.recv_timeout(PATIENCE).expect("a line")
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn watch_shows_what_carries_it() {
+    let server = Server::start("");
+    let url = format!("ws://{}", server.address);
+    let token = server.token("u", "viewer", &["r"]);
+    for transport in BOTH {
+        let name = transport.to_string();
+        let arguments = ["--insecure", "--transport", &name, "--url", &url, "--token", &token];
+        let watch = Watch::start(&arguments, &[]);
+        assert_eq!(watch.next(), format!("connected by {name} to {}", server.address));
+        assert!(watch.next().starts_with("joined: epoch "));
         let number = transport as u32;
         publish(&server, "red_packet", number..number + 1);
-        while !next().contains("red_packet") {}
-        watch.kill().expect("killed");
-        watch.wait().expect("waited");
+        while !watch.next().contains("red_packet") {}
     }
 }

@@ -100,7 +100,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("client", &["engine", "clock", "wire"]),
-    ("cli", &["engine", "clock", "config", "auth", "server", "client"]),
+    ("viewer", &["engine", "clock", "wire"]),
+    ("cli", &["engine", "clock", "config", "auth", "server", "client", "viewer"]),
     ("main", &["cli", "config", "server"]),
     ("lib", &[]),
 ];

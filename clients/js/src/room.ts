@@ -167,6 +167,8 @@ const MOST_EARLY = 64;
 /** When to ask again for a token that could not be had: bound of a random wait. */
 const TOKEN_AGAIN_MS = 5_000;
 const JOIN_AGAIN_MS = 2_000;
+/** A token that is refused so soon after it was brought will be refused again. */
+const FRESH_MS = 10_000;
 
 const toTotal = ({ kind, key, user, sum, delta }: WireTotal): Total => ({
   kind,
@@ -184,8 +186,9 @@ export class Room {
   private readonly handlers: RoomHandlers;
   private token: string | undefined;
   private asking = false;
-  /** The last token came after the last refusal. */
+  /** The token came after one was refused, and when. */
   private renewed = false;
+  private fetchedAt = 0;
   private early: [Frame, number][] = [];
   private joinSent = 0;
   private timer: unknown;
@@ -307,6 +310,7 @@ export class Room {
         (brought) => {
           this.asking = false;
           this.token = brought;
+          this.fetchedAt = this.host.environment.now();
           this.join();
         },
         (failure: unknown) => {
@@ -427,12 +431,15 @@ export class Room {
     if (code === "history_gone") this.numbers.historyGone();
     const refused = this.phase === "joining" && code !== "history_gone";
     const renewable = refused && code.startsWith("token_") && typeof this.handlers.token !== "string";
-    if (renewable && !this.renewed) {
+    // One that waited for a connection may have expired meanwhile; a fresh one is bad.
+    if (renewable && !(this.renewed && now - this.fetchedAt < FRESH_MS)) {
       this.renewed = true;
       this.phase = "waiting";
       this.token = undefined;
       return this.fetchToken();
     }
+    // The server looks at the token first.
+    if (refused) this.renewed = false;
     const fatal = refused && !temporary;
     this.fail(new TidegateError(code, reason, { temporary, fatal, room: this.name, retryAfterMs }));
     if (fatal) return this.finish("refused", code, reason);

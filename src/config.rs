@@ -17,6 +17,7 @@ mod error;
 mod keys;
 mod kinds;
 mod load;
+mod quic;
 mod trace;
 mod tree;
 mod validate;
@@ -43,6 +44,7 @@ pub use error::{ConfigError, ConfigErrors};
 pub use keys::{KeyMaterial, load as load_keys};
 pub use kinds::{AckName, KindConfig, LaneName, MergeKeyName, MergeName};
 pub use load::{ConfigOrigin, Loaded};
+pub use quic::Quic;
 pub use trace::Trace;
 
 pub use crate::engine::draft::{MAX_ID_BYTES, MAX_KEY_BYTES, MAX_KIND_BYTES, MAX_USER_BYTES};
@@ -77,6 +79,8 @@ pub struct Config {
     pub server: Server = Server::default(),
     /// What one viewer connection may do.
     pub websocket: WebSocket = WebSocket::default(),
+    /// Viewers over QUIC and WebTransport.
+    pub quic: Quic = Quic::default(),
     /// Limits of every room.
     pub rooms: Rooms = Rooms::default(),
     /// The log of important events.

@@ -25,6 +25,7 @@ pub mod log;
 pub mod server;
 pub mod shard;
 pub mod telemetry;
+pub mod tls;
 pub mod trace;
 pub mod transport;
 pub mod wire;

@@ -6,6 +6,7 @@
 //! [`worker::descriptors`](crate::worker::descriptors) for why that matters.
 
 mod durable;
+mod quic;
 mod traces;
 
 use std::cell::{Cell, RefCell};
@@ -44,6 +45,7 @@ use crate::shard::home::{Announce, HomeSettings};
 use crate::shard::intake::IntakeSettings;
 use crate::shard::peers::{Inbox, LocalShards, Message, Path as _};
 use crate::shard::{Shard, ShardSettings};
+use crate::tls::Identity;
 use crate::trace::Recorder;
 use crate::transport::session::Session;
 use crate::transport::websocket::handshake::Policy;
@@ -191,6 +193,11 @@ impl Plan {
     }
 
     fn start_shards(&self) -> anyhow::Result<Running> {
+        let loopback = self.config.server.listen.ip().is_loopback();
+        let identity = match loopback {
+            true => Some(Identity::development(self.clock.now()).context("certificate")?),
+            false => None,
+        };
         let limit = self.config.ingress.mailbox_events;
         let (peers, inboxes) = LocalShards::new(
             self.shards,
@@ -213,11 +220,15 @@ impl Plan {
             threads: Vec::new(),
             address: self.config.server.listen,
         };
+        // After the log: its directory is there now.
+        let most = self.max_connections;
+        let mut quic = quic::Shared::new(&self.config, identity.as_ref(), self.shards, most)?;
         for (index, (inbox, runtime)) in inboxes.into_iter().zip(runtimes).enumerate() {
             let stats = Arc::new(EdgeStats::default());
             let rooms = left.get_mut(index).map(std::mem::take).unwrap_or_default();
             let start = self.shard_start(index as u16, inbox, &running, Arc::clone(&stats));
-            let start = ShardStart { rooms, ..start };
+            let quic = quic.as_mut().and_then(|quic| quic.start(index as u16));
+            let start = ShardStart { rooms, quic, ..start };
             let (bound, report) = std::sync::mpsc::channel();
             let thread = std::thread::Builder::new()
                 .name(format!("shard-{index}"))
@@ -265,6 +276,7 @@ impl Plan {
             peers: Arc::clone(&running.peers),
             log: running.log.clone(),
             rooms: Vec::new(),
+            quic: None,
             recorder: running.tracing.recorder(ShardId(index), self.clock),
             inbox,
             stats,
@@ -376,6 +388,7 @@ struct ShardStart {
     peers: Arc<LocalShards>,
     log: Option<Arc<Log>>,
     rooms: durable::Left,
+    quic: Option<quic::Start>,
     recorder: Recorder,
     inbox: Inbox,
     stats: Arc<EdgeStats>,
@@ -454,9 +467,21 @@ impl ShardStart {
         if let Some(log) = self.log {
             shard.attach_log(log, self.rooms);
         }
+        let quic = match self.quic {
+            Some(quic) => Some(quic.open(address, self.clock, &mut shard)?),
+            None => None,
+        };
         let limits = ReadLimits { max_message: self.max_message, message_timeout };
-        let worker =
-            Worker::new(shard, session, self.clock, self.inbox, arrived, Rc::clone(&edge), limits)?;
+        let worker = Worker::new(
+            shard,
+            session,
+            self.clock,
+            self.inbox,
+            arrived,
+            Rc::clone(&edge),
+            limits,
+            quic,
+        )?;
         accept::start(&edge, listener);
         // The starter waits for nothing else; it cannot be gone.
         let _ = bound.send(Ok(address));

@@ -1,7 +1,7 @@
 //! One shard: its viewers, its share of every room that they watch, and the
 //! rooms whose home it is. It belongs to one thread, takes no lock, and knows
 //! no transport: transports read, decode and call it; it writes encoded bytes
-//! to sockets.
+//! to sockets, or has a carrier do so (see `outlet`).
 //!
 //! Whoever drives it (see `worker`) calls, in turns: [`Shard::handle`] for
 //! every message of its mailbox; the viewer calls ([`open`](Shard::open),
@@ -18,6 +18,7 @@ pub mod held;
 pub mod home;
 pub mod intake;
 pub mod journal;
+pub mod outlet;
 pub mod peers;
 mod pending;
 pub mod rebase;
@@ -38,12 +39,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use tracing::debug;
 
-use self::connection::{Connections, LINGER, ViewerKey, farewell};
+use self::connection::{Connections, LINGER, ViewerKey};
 use self::drain::Drain;
 use self::fanout::{Fanout, Finished};
 use self::held::{HoldSettings, Line};
 use self::home::{HomeSettings, Homes};
 use self::journal::Journal;
+use self::outlet::Link;
 use self::peers::{
     AdmissionView, Asker, LocalShards, Message, Override, Path as _, Placement as _, Standing,
 };
@@ -179,6 +181,14 @@ impl Shard {
     pub fn open(&mut self, stream: TcpStream, format: Format) -> ViewerKey {
         let now = self.clock.now();
         let key = self.viewers.open(stream, format, self.settings.message_burst, now);
+        self.schedule(key, self.settings.join_timeout);
+        key
+    }
+
+    /// Takes over a viewer that the carrier brings.
+    pub fn open_carried(&mut self, link: Link) -> ViewerKey {
+        let now = self.clock.now();
+        let key = self.viewers.open_carried(link, self.settings.message_burst, now);
         self.schedule(key, self.settings.join_timeout);
         key
     }
@@ -380,8 +390,7 @@ impl Shard {
             self.viewers.release(key);
             return;
         }
-        let bytes = if reason == CloseReason::Peer { Bytes::new() } else { farewell(reason) };
-        self.viewers.begin_close(key, bytes, &mut self.stats, now);
+        self.viewers.begin_close(key, reason, &mut self.stats, now);
         self.schedule(key, LINGER);
     }
 
@@ -456,6 +465,7 @@ impl Shard {
         stats.backlog_frames = slow.frames;
         stats.backlog_bytes = slow.bytes;
         stats.slow_viewers = slow.rungs;
+        stats.carrier = self.viewers.carrier_stats();
         let rooms = self.rooms.iter().flatten();
         stats.viewers = rooms.map(|room| u64::from(room.viewers())).sum();
         stats.joins_waiting = self.held.len() as u64;

@@ -7,6 +7,7 @@
 
 mod delivery;
 mod overload;
+mod quic;
 mod slow;
 mod trace;
 
@@ -236,6 +237,7 @@ fn fanout(text: &mut Text, total: &ShardStats) {
 
 fn viewers(text: &mut Text, total: &ShardStats) {
     slow::slow(text, total);
+    quic::quic(text, total);
     text.counter(
         "tidegate_viewer_overruns_total",
         "Viewers given up as too slow; they were told to reconnect.",
@@ -359,7 +361,7 @@ fn load(counter: &AtomicU64) -> u64 {
 
 fn absorb(total: &mut ShardStats, shard: &ShardStats) {
     total.rooms.absorb(&shard.rooms);
-    let numbers: [(&mut u64, u64); 13] = [
+    let numbers: [(&mut u64, u64); 14] = [
         (&mut total.open_rooms, shard.open_rooms),
         (&mut total.room_bytes, shard.room_bytes),
         (&mut total.connections, shard.connections),
@@ -370,6 +372,7 @@ fn absorb(total: &mut ShardStats, shard: &ShardStats) {
         (&mut total.deliveries, shard.deliveries),
         (&mut total.socket_writes, shard.socket_writes),
         (&mut total.socket_bytes, shard.socket_bytes),
+        (&mut total.displaced_datagrams, shard.displaced_datagrams),
         (&mut total.late_frames, shard.late_frames),
         (&mut total.slow_overruns, shard.slow_overruns),
         (&mut total.busy_micros, shard.busy_micros),
@@ -378,6 +381,7 @@ fn absorb(total: &mut ShardStats, shard: &ShardStats) {
         *into += from;
     }
     total.delivery.absorb(&shard.delivery);
+    total.carrier.absorb(&shard.carrier);
     add(&mut total.slow_viewers, &shard.slow_viewers);
     add(&mut total.frame_bytes, &shard.frame_bytes);
     add(&mut total.closes, &shard.closes);

@@ -1,8 +1,9 @@
 //! Messages and formats: what stands on the wire, and the bytes of it.
 //!
 //! [`message`] names what viewers and servers say, [`json`] and [`proto`] write
-//! and read it, [`frame`] puts the WebSocket header before it, [`shared`]
-//! encodes a room's frame once per format for everyone, [`close`] lists the
+//! and read it, [`frame`] puts the WebSocket header before it and [`stream`] the
+//! length that QUIC streams need, [`shared`] encodes a room's frame once per
+//! format for everyone and [`split`] takes it apart by lanes, [`close`] lists the
 //! close codes.
 
 pub mod close;
@@ -12,9 +13,11 @@ pub mod json;
 pub mod message;
 pub mod proto;
 pub mod shared;
+pub mod split;
+pub mod stream;
 
-/// How a viewer's bytes are written: a subprotocol, and whether
-/// permessage-deflate was negotiated.
+/// How a viewer's bytes are written: a WebSocket subprotocol and whether
+/// permessage-deflate was negotiated, or messages on the streams of QUIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Format {
@@ -26,14 +29,17 @@ pub enum Format {
     Proto,
     /// `tidegate.v1.proto` with permessage-deflate.
     ProtoDeflate,
+    /// Protobuf behind its length, on QUIC and WebTransport streams; see
+    /// [`stream`].
+    Stream,
 }
 
 impl Format {
     /// How many there are.
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = 5;
     /// All, in the order of their index.
     pub const ALL: [Format; Self::COUNT] =
-        [Format::Json, Format::JsonDeflate, Format::Proto, Format::ProtoDeflate];
+        [Format::Json, Format::JsonDeflate, Format::Proto, Format::ProtoDeflate, Format::Stream];
 
     /// Index into per-format tables.
     #[must_use]
@@ -49,6 +55,7 @@ impl Format {
             Format::JsonDeflate => "json_deflate",
             Format::Proto => "proto",
             Format::ProtoDeflate => "proto_deflate",
+            Format::Stream => "stream",
         }
     }
 
@@ -67,6 +74,10 @@ impl Format {
     /// The same subprotocol without compression.
     #[must_use]
     pub const fn plain(self) -> Format {
-        if self.is_json() { Format::Json } else { Format::Proto }
+        match self {
+            Format::Json | Format::JsonDeflate => Format::Json,
+            Format::Proto | Format::ProtoDeflate => Format::Proto,
+            Format::Stream => Format::Stream,
+        }
     }
 }

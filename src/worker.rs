@@ -3,7 +3,8 @@
 //!
 //! The loop gives each kind of work its turn, in this order, and bounds every
 //! turn: messages of other threads ([`MAILBOX_TURN`]), new connections
-//! ([`ARRIVALS_TURN`]), sockets that bring something ([`Reader::turn`]), timers,
+//! ([`ARRIVALS_TURN`]), sockets that bring something ([`Reader::turn`],
+//! [`Driver::turn`]), timers,
 //! one slice of fan-out. Requests and handshakes are tasks of the same runtime
 //! and run between two rounds.
 //!
@@ -29,6 +30,7 @@ use crate::clock::Clock;
 use crate::ingress::stats::EdgeStats;
 use crate::shard::Shard;
 use crate::shard::peers::{Inbox, Message};
+use crate::transport::quic::driver::Driver;
 use crate::transport::websocket::reader::{Listener, Reader};
 
 /// Messages handled before the sockets get their turn.
@@ -78,6 +80,7 @@ pub struct Worker<L> {
     arrivals: mpsc::UnboundedReceiver<Arrival>,
     edge: Rc<Edge>,
     reader: Reader,
+    quic: Option<Driver>,
     draining: Arc<AtomicBool>,
 }
 
@@ -94,10 +97,11 @@ impl<L: Listener> Worker<L> {
         arrivals: mpsc::UnboundedReceiver<Arrival>,
         edge: Rc<Edge>,
         limits: ReadLimits,
+        quic: Option<Driver>,
     ) -> io::Result<Self> {
         let reader = Reader::new(limits.max_message, limits.message_timeout)?;
         let draining = Arc::clone(&edge.draining);
-        Ok(Self { shard, listener, clock, inbox, arrivals, edge, reader, draining })
+        Ok(Self { shard, listener, clock, inbox, arrivals, edge, reader, quic, draining })
     }
 
     /// Runs until the shard has drained, or the readiness queue fails.
@@ -120,15 +124,22 @@ impl<L: Listener> Worker<L> {
             let mut busy = self.take_messages();
             busy |= self.take_arrivals();
             busy |= self.reader.turn(&mut self.shard, &mut self.listener, begun)?;
+            if let Some(quic) = &mut self.quic {
+                busy |= quic.turn(&mut self.shard, &mut self.listener, begun)?;
+            }
             self.shard.tick(idle);
             if self.shard.has_work() {
                 self.shard.work();
                 busy = true;
             }
+            self.shard.viewers.flush_carried();
             self.edge.viewers.set(self.shard.viewers.len());
             let now = self.clock.now();
             self.shard.stats.busy_micros += now.since(begun).as_micros() as u64;
             if self.shard.is_drained() {
+                if let Some(quic) = &self.quic {
+                    quic.finish();
+                }
                 return Ok(());
             }
             if busy {
@@ -162,6 +173,9 @@ impl<L: Listener> Worker<L> {
         if matches!(message, Message::Flush(_)) {
             self.draining.store(true, Ordering::Relaxed);
             self.edge.stop_accepting();
+            if let Some(quic) = &self.quic {
+                quic.drain();
+            }
         }
         self.shard.handle(message);
     }
@@ -175,12 +189,22 @@ impl<L: Listener> Worker<L> {
 
     /// Until something comes, or the shard's next deadline.
     async fn sleep(&mut self, started: crate::engine::time::Time) -> io::Result<()> {
-        let deadline = self.clock.instant(self.shard.next_deadline(started));
+        let mut deadline = self.clock.instant(self.shard.next_deadline(started));
+        if let Some(at) = self.quic.as_ref().and_then(Driver::next_deadline) {
+            deadline = deadline.min(at);
+        }
+        let datagrams = async {
+            match &mut self.quic {
+                Some(quic) => quic.ready().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             Some(message) = self.inbox.receiver.recv() => self.handle(message),
             Some(arrival) = self.arrivals.recv() => self.admit(arrival),
             ready = self.reader.ready() => ready?,
+            stray = datagrams => stray?,
             () = tokio::time::sleep_until(deadline.into()) => {}
         }
         Ok(())

@@ -26,6 +26,7 @@ pub(super) fn check(config: &Config, auth_unread: bool) -> Vec<ConfigError> {
     let mut check = Check { errors: Vec::new() };
     server(config, auth_unread, &mut check);
     websocket(config, &mut check);
+    super::quic::check(&config.quic, config.websocket.max_message_bytes, &mut check);
     rooms(config, &mut check);
     super::durable::check(&config.durable, &mut check);
     super::delivery::check(config, &mut check);

@@ -231,7 +231,7 @@ impl<F: Frame> Delivery<F> {
     }
 
     /// What to write next, oldest first, for one vectored write.
-    pub fn chunks(&self) -> impl Iterator<Item = &[u8]> {
+    pub fn chunks(&self) -> impl Iterator<Item = &Bytes> {
         self.backlog.chunks()
     }
 

@@ -10,15 +10,18 @@
 //! make the kernel send a reset, which destroys the close frame on its way.
 
 use std::io::{self, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::TcpStream;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::outlet::{Carrier, Link, Outlet};
 use super::pending::Pending;
 use super::rebase::{Located, Rebases};
+use super::room::{BACKLOGGED, INDIRECT};
 use super::stats::ShardStats;
 use crate::engine::delivery::{Ask, Cut, LadderSettings, Rung, Verdict};
 use crate::engine::ids::RoomId;
@@ -68,7 +71,7 @@ enum Phase {
     Free,
     Open,
     /// Wants nothing but its end; what it says is thrown away.
-    Closing,
+    Closing(CloseReason),
 }
 
 /// One viewer. About 100 bytes; see the test.
@@ -111,6 +114,9 @@ pub struct Connections {
     /// Kept apart from the rows, four bytes each: the fan-out loop touches
     /// nothing else of a viewer.
     streams: Vec<Option<TcpStream>>,
+    /// Of those that have no socket of their own.
+    links: Vec<Option<NonMaxLink>>,
+    pub(super) carrier: Option<Box<dyn Carrier>>,
     rows: Vec<Row>,
     free: Vec<u32>,
     ladder: LadderSettings,
@@ -142,6 +148,8 @@ impl Connections {
     pub fn new(ladder: LadderSettings, started: Time) -> Self {
         Self {
             streams: Vec::new(),
+            links: Vec::new(),
+            carrier: None,
             rows: Vec::new(),
             free: Vec::new(),
             ladder,
@@ -154,8 +162,22 @@ impl Connections {
 
     /// Takes over a connected, non-blocking socket.
     pub fn open(&mut self, stream: TcpStream, format: Format, burst: u32, now: Time) -> ViewerKey {
+        let key = self.row_for(format, burst, now);
+        self.streams[key.index as usize] = Some(stream);
+        key
+    }
+
+    /// Takes over a viewer that the carrier brings.
+    pub fn open_carried(&mut self, link: Link, burst: u32, now: Time) -> ViewerKey {
+        let key = self.row_for(Format::Stream, burst, now);
+        self.links[key.index as usize] = NonMaxLink::new(link);
+        key
+    }
+
+    fn row_for(&mut self, format: Format, burst: u32, now: Time) -> ViewerKey {
         let index = self.free.pop().unwrap_or_else(|| {
             self.streams.push(None);
+            self.links.push(None);
             self.rows.push(Row {
                 generation: 0,
                 format,
@@ -183,7 +205,6 @@ impl Connections {
         row.idle_since = second;
         row.tokens = i32::try_from(burst.saturating_mul(1_000)).unwrap_or(i32::MAX);
         row.refilled = millis;
-        self.streams[index as usize] = Some(stream);
         ViewerKey { index, generation: row.generation }
     }
 
@@ -253,6 +274,26 @@ impl Connections {
         self.streams.get(index as usize)?.as_ref()
     }
 
+    /// How a viewer's carrier knows it.
+    #[must_use]
+    pub(super) fn link(&self, index: u32) -> Option<Link> {
+        self.links.get(index as usize)?.map(NonMaxLink::get)
+    }
+
+    /// Where a viewer's bytes go.
+    pub(super) fn outlet(&mut self, index: u32) -> Option<Outlet<'_>> {
+        let Self { streams, links, carrier, .. } = self;
+        outlet(streams, links, carrier, index)
+    }
+
+    /// What a room must know of a viewer.
+    #[must_use]
+    pub fn marks(&self, index: u32) -> u8 {
+        let backlogged = if self.has_backlog(index) { BACKLOGGED } else { 0 };
+        let indirect = if self.link(index).is_some() { INDIRECT } else { 0 };
+        backlogged | indirect
+    }
+
     /// Whether input of this connection still counts.
     #[must_use]
     pub fn is_open(&self, key: ViewerKey) -> bool {
@@ -303,10 +344,11 @@ impl Connections {
             self.write_if_open(key.index, stats, now);
             return self.check_fixed(key, stats);
         }
-        let written = match self.write_frame(key.index, &bytes) {
-            Ok(written) => written,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-            Err(_) => return self.end(key, CloseReason::Broken),
+        let written = match self.outlet(key.index).map(|mut outlet| outlet.write(&bytes)) {
+            None => return self.end(key, CloseReason::Broken),
+            Some(Ok(written)) => written,
+            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Some(Err(_)) => return self.end(key, CloseReason::Broken),
         };
         stats.socket_writes += u64::from(written > 0);
         stats.socket_bytes += written as u64;
@@ -338,6 +380,31 @@ impl Connections {
 
     /// A frame for a viewer that is slow, or whose socket takes no more.
     pub fn queue_frame(
+        &mut self,
+        index: u32,
+        shared: &Arc<SharedFrame>,
+        stats: &mut ShardStats,
+        now: Time,
+    ) {
+        match self.lanes(index, shared, stats) {
+            Ok(Some(rest)) => self.queue_rest_of_room(index, &rest, stats, now),
+            Ok(None) => {}
+            Err(_) => self.end_slow(index, stats),
+        }
+    }
+
+    /// More of what is important waits than may, or the viewer is gone.
+    pub(super) fn end_slow(&mut self, index: u32, stats: &mut ShardStats) {
+        if let Some(key) = self.key_of(index)
+            && self.is_open(key)
+        {
+            stats.slow_overruns += 1;
+            self.end(key, CloseReason::Slow);
+        }
+    }
+
+    /// The same, of what goes in order.
+    pub(super) fn queue_rest_of_room(
         &mut self,
         index: u32,
         shared: &Arc<SharedFrame>,
@@ -376,18 +443,18 @@ impl Connections {
     }
 
     fn write_out(&mut self, index: u32, stats: &mut ShardStats, now: Time) {
-        let row = &mut self.rows[index as usize];
+        let Self { streams, links, carrier, rows, .. } = self;
+        let row = &mut rows[index as usize];
         let Some(pending) = &mut row.pending else { return };
-        let Some(stream) = &self.streams[index as usize] else { return };
-        if pending.write_out(stream, row.format, &self.ladder, stats, now).is_err() {
+        let Some(mut outlet) = outlet(streams, links, carrier, index) else { return };
+        if pending.write_out(&mut outlet, row.format, &self.ladder, stats, now).is_err() {
             let key = ViewerKey { index, generation: row.generation };
             return self.end(key, CloseReason::Broken);
         }
-        if row.phase == Phase::Closing {
+        if let Phase::Closing(reason) = row.phase {
             if pending.delivery.is_empty() {
                 row.pending = None;
-                // Whether or not this works, the linger timer ends it.
-                let _ = stream.shutdown(Shutdown::Write);
+                outlet.finish(reason);
             }
             return;
         }
@@ -480,32 +547,31 @@ impl Connections {
         if let Some(row) = self.get(key)
             && row.phase == Phase::Open
         {
-            row.phase = Phase::Closing;
+            row.phase = Phase::Closing(reason);
             self.ended.push((key, reason));
         }
     }
 
-    /// Says goodbye with `farewell` (a close frame; empty for none) and shuts
-    /// the sending side.
+    /// Says goodbye and shuts the sending side.
     pub fn begin_close(
         &mut self,
         key: ViewerKey,
-        farewell: Bytes,
+        reason: CloseReason,
         stats: &mut ShardStats,
         now: Time,
     ) {
         if self.get(key).is_none() {
             return;
         }
-        if !farewell.is_empty() {
-            self.send_bytes(key, farewell, stats, now);
+        // A carrier tells the reason in its own way; and who has left needs none.
+        if self.link(key.index).is_none() && reason != CloseReason::Peer {
+            self.send_bytes(key, frame::close(reason), stats, now);
         }
         let waits = self.rows[key.index as usize].pending.as_ref();
         if waits.is_none_or(|pending| pending.delivery.is_empty())
-            && let Some(stream) = self.stream(key.index)
+            && let Some(mut outlet) = self.outlet(key.index)
         {
-            // Whether or not this works, the linger timer ends it.
-            let _ = stream.shutdown(Shutdown::Write);
+            outlet.finish(reason);
         }
     }
 
@@ -522,14 +588,39 @@ impl Connections {
         debug_assert!(row.memberships.is_empty(), "a released viewer is in no room");
         row.memberships = SmallVec::new();
         self.streams[key.index as usize] = None;
+        let link = self.links[key.index as usize].take();
+        if let (Some(link), Some(carrier)) = (link, &mut self.carrier) {
+            carrier.release(link.get());
+        }
         self.free.push(key.index);
     }
 }
 
-/// The close frame for a reason.
-#[must_use]
-pub fn farewell(reason: CloseReason) -> Bytes {
-    frame::close(reason)
+/// A link in four bytes, absent or not.
+#[derive(Debug, Clone, Copy)]
+struct NonMaxLink(NonZeroU32);
+
+impl NonMaxLink {
+    fn new(link: Link) -> Option<Self> {
+        NonZeroU32::new(!link).map(Self)
+    }
+
+    fn get(self) -> Link {
+        !self.0.get()
+    }
+}
+
+fn outlet<'a>(
+    streams: &'a [Option<TcpStream>],
+    links: &[Option<NonMaxLink>],
+    carrier: &'a mut Option<Box<dyn Carrier>>,
+    index: u32,
+) -> Option<Outlet<'a>> {
+    if let Some(stream) = streams.get(index as usize)? {
+        return Some(Outlet::Socket(stream));
+    }
+    let link = (*links.get(index as usize)?)?;
+    carrier.as_deref_mut().map(|carrier| Outlet::Carried(carrier, link.get()))
 }
 
 #[cfg(test)]

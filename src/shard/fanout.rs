@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::connection::{Connections, ViewerKey};
-use super::room::{BACKLOGGED, GONE, Job, LocalRoom};
+use super::room::{BACKLOGGED, GONE, INDIRECT, Job, LocalRoom};
 use super::stats::ShardStats;
 use crate::clock::Clock;
 use crate::engine::delivery::Cut;
@@ -113,11 +113,14 @@ fn turn(
         let mut whole = 0;
         for member in &room.members[job.cursor..batch] {
             if member.marks != 0 {
-                if member.marks & GONE == 0 {
-                    debug_assert!(member.marks & BACKLOGGED != 0);
+                if member.marks & GONE != 0 {
+                    job.gone += 1;
+                } else if member.marks & BACKLOGGED != 0 {
                     viewers.queue_frame(member.viewer, &frame, stats, now);
                 } else {
-                    job.gone += 1;
+                    debug_assert!(member.marks & INDIRECT != 0);
+                    let given = give(member.viewer, &frame, viewers, stats, now);
+                    job.whole += u32::from(given);
                 }
                 continue;
             }
@@ -130,6 +133,7 @@ fn turn(
                 result => refused(result, member.viewer, &frame, viewers, stats, now),
             }
         }
+        viewers.flush_carried();
         job.cursor = batch;
         job.whole += whole as u32;
         now = clock.now();
@@ -140,6 +144,29 @@ fn turn(
         }
     }
     now
+}
+
+/// A frame for a member that has no plain socket. Returns whether all of it is on
+/// its way.
+fn give(
+    viewer: u32,
+    frame: &Arc<SharedFrame>,
+    viewers: &mut Connections,
+    stats: &mut ShardStats,
+    now: Time,
+) -> bool {
+    match viewers.give(viewer, frame, stats, now) {
+        Ok(whole) => {
+            if whole && (!frame.frame().events.is_empty() || !frame.frame().totals.is_empty()) {
+                stats.message_age.observe(now.since(frame.oldest()), 1);
+            }
+            whole
+        }
+        Err(_) => {
+            viewers.end_slow(viewer, stats);
+            false
+        }
+    }
 }
 
 /// The socket did not take the frame whole.

@@ -23,7 +23,6 @@ use super::peers::{Answered, Message, Origin, Path};
 use super::stats::ShardStats;
 use crate::clock::Clock;
 use crate::engine::confirm::Budget;
-use crate::engine::delivery::Cut;
 use crate::engine::event::Event;
 use crate::engine::ids::{Epoch, RoomId, ShardId};
 use crate::engine::level::LevelKey;
@@ -444,8 +443,7 @@ impl HomeRoom {
         // themselves waiting for one another over who encodes.
         for format in Format::ALL {
             if used & 1 << format.index() != 0 {
-                let bytes = frame.bytes(format, Cut::Full).len();
-                stats.frame_bytes[format.index()] += bytes as u64;
+                stats.frame_bytes[format.index()] += frame.prepare(format) as u64;
             }
         }
         traces::encoded(tracer, &frame, used);

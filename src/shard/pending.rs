@@ -2,20 +2,14 @@
 //! waits for it once its socket takes bytes again. The rules are the engine's
 //! ([`Delivery`]); the socket is here.
 
-use std::io::{self, IoSlice, Write};
-use std::net::TcpStream;
+use std::io;
 
-use smallvec::SmallVec;
-
+use super::outlet::Outlet;
 use super::stats::ShardStats;
 use crate::engine::delivery::{Delivery, LadderSettings};
 use crate::engine::time::Time;
 use crate::wire::Format;
 use crate::wire::shared::ViewerFrame;
-
-/// Buffers one vectored write hands over; Linux takes up to 1,024, and 64 fill
-/// a socket's send buffer many times over.
-const MAX_CHUNKS: usize = 64;
 
 /// See the module's documentation.
 pub(super) struct Pending {
@@ -34,7 +28,7 @@ impl Pending {
     /// Writes until everything is out or the socket takes no more.
     pub(super) fn write_out(
         &mut self,
-        mut stream: &TcpStream,
+        outlet: &mut Outlet<'_>,
         format: Format,
         settings: &LadderSettings,
         stats: &mut ShardStats,
@@ -46,11 +40,7 @@ impl Pending {
                 self.delivery.drained(&mut stats.delivery, now);
                 return Ok(());
             }
-            let chunks: SmallVec<[IoSlice<'_>; MAX_CHUNKS]> =
-                self.delivery.chunks().take(MAX_CHUNKS).map(IoSlice::new).collect();
-            let result = stream.write_vectored(&chunks);
-            drop(chunks);
-            match result {
+            match outlet.write_chunks(self.delivery.chunks()) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
                     stats.socket_writes += 1;

@@ -23,7 +23,7 @@ pub struct Member {
     pub viewer: u32,
     /// What it reads.
     pub format: Format,
-    /// [`GONE`] or [`BACKLOGGED`]; zero in the common case.
+    /// [`GONE`], [`BACKLOGGED`], [`INDIRECT`]; zero in the common case.
     pub marks: u8,
 }
 
@@ -73,6 +73,8 @@ pub struct Waiting {
 pub const GONE: u8 = 1;
 /// Has a backlog: the frame goes behind it.
 pub const BACKLOGGED: u8 = 2;
+/// Has no plain socket that a frame could be written to at once.
+pub const INDIRECT: u8 = 4;
 
 /// A frame on its way to the members `cursor..end`.
 #[derive(Debug)]
@@ -180,11 +182,10 @@ impl LocalRoom {
             && !self.presence_dirty
     }
 
-    /// Appends a viewer; returns its place.
-    pub fn add(&mut self, viewer: u32, format: Format, backlogged: bool) -> u32 {
+    /// Appends a viewer, with its marks; returns its place.
+    pub fn add(&mut self, viewer: u32, format: Format, marks: u8) -> u32 {
         self.by_format[format.index()] += 1;
         self.presence_dirty = true;
-        let marks = if backlogged { BACKLOGGED } else { 0 };
         self.members.push(Member { viewer, format, marks });
         (self.members.len() - 1) as u32
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::arrival::ArrivalStats;
+use super::outlet::CarrierStats;
 use crate::engine::admission::AdmissionStats;
 use crate::engine::delivery::Rung as SlowRung;
 use crate::engine::delivery::stats::DeliveryStats;
@@ -130,6 +131,10 @@ pub struct ShardStats {
     pub socket_writes: u64,
     /// Bytes they took.
     pub socket_bytes: u64,
+    /// What carries viewers without a socket of their own has done.
+    pub carrier: CarrierStats,
+    /// Datagrams that took the place of older ones that had not been sent.
+    pub displaced_datagrams: u64,
     /// Frames that reached a viewer from its backlog.
     pub late_frames: u64,
     /// Age of a frame's oldest event at each write.
@@ -221,6 +226,8 @@ impl Default for ShardStats {
             deliveries: 0,
             socket_writes: 0,
             socket_bytes: 0,
+            carrier: CarrierStats::default(),
+            displaced_datagrams: 0,
             late_frames: 0,
             message_age: Histogram::new(AGE_BOUNDS),
             slice: Histogram::new(WORK_BOUNDS),

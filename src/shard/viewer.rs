@@ -320,9 +320,9 @@ impl Shard {
                 };
                 count(&mut self.stats.resumes, &RESUME_RESULTS, result);
             }
-            let backlogged = self.viewers.has_backlog(key.index);
+            let marks = self.viewers.marks(key.index);
             let Some(room) = self.rooms[index as usize].as_mut() else { return };
-            let member = room.add(key.index, format, backlogged);
+            let member = room.add(key.index, format, marks);
             if let Some(user) = self.viewers.row(key.index).user.clone() {
                 // Who comes back has not come.
                 if resume.is_none() {

@@ -11,7 +11,8 @@ use bytes::Bytes;
 
 use super::deflate::Deflater;
 use super::message::{Gap, Recovery, ServerMessage};
-use super::{Format, frame, json, proto};
+use super::split::Split;
+use super::{Format, frame, json, proto, stream};
 use crate::engine::delivery::{self, Cut, owed};
 use crate::engine::event::{DroppedKind, Frame, Snapshot};
 use crate::engine::ids::{RoomId, Seq};
@@ -33,6 +34,9 @@ thread_local! {
 }
 
 fn encode(format: Format, compression: Compression, payload: &[u8]) -> Bytes {
+    if format == Format::Stream {
+        return stream::data(payload);
+    }
     if format.is_deflate() && payload.len() >= compression.min_bytes {
         let small = DEFLATER.with_borrow_mut(|slot| {
             if slot.as_ref().is_none_or(|(level, _)| *level != compression.level) {
@@ -55,6 +59,7 @@ pub struct SharedFrame {
     marked: bool,
     compression: Compression,
     bytes: [[OnceLock<Bytes>; Format::COUNT]; Cut::COUNT],
+    split: OnceLock<Box<Split>>,
 }
 
 impl SharedFrame {
@@ -62,7 +67,23 @@ impl SharedFrame {
     #[must_use]
     pub fn new(frame: Frame, compression: Compression) -> Self {
         let marked = frame.events.iter().any(|event| event.event.mark.is_some());
-        Self { frame, marked, compression, bytes: Default::default() }
+        Self { frame, marked, compression, bytes: Default::default(), split: OnceLock::new() }
+    }
+
+    /// The frame taken apart by lanes.
+    #[must_use]
+    pub fn split(&self) -> &Split {
+        self.split.get_or_init(|| Box::new(Split::new(&self.frame, self.compression)))
+    }
+
+    /// Encodes it whole for everyone who reads `format`; returns the bytes.
+    pub fn prepare(&self, format: Format) -> usize {
+        if format != Format::Stream {
+            return self.bytes(format, Cut::Full).len();
+        }
+        let split = self.split();
+        let parts = [&split.important, &split.ordered, &split.sampled];
+        parts.into_iter().flatten().map(|part| part.bytes(format, Cut::Full).len()).sum()
     }
 
     /// What it carries.
@@ -77,7 +98,7 @@ impl SharedFrame {
         self.marked
     }
 
-    /// The bytes for a socket, WebSocket header included; empty when the cut
+    /// The bytes for a socket or stream, header included; empty when the cut
     /// leaves nothing.
     #[must_use]
     pub fn bytes(&self, format: Format, cut: Cut) -> &Bytes {
@@ -264,6 +285,8 @@ pub fn message(format: Format, message: &ServerMessage<'_>) -> Bytes {
         let mut out = Vec::with_capacity(128);
         json::server_message(&mut out, message);
         frame::data(true, false, &out)
+    } else if format == Format::Stream {
+        stream::data(&proto::server_message(message))
     } else {
         frame::data(false, false, &proto::server_message(message))
     }

@@ -151,8 +151,8 @@ impl<F: Frame> Backlog<F> {
     }
 
     /// What to write next, oldest first, for one vectored write.
-    pub(super) fn chunks(&self) -> impl Iterator<Item = &[u8]> {
-        self.items.iter().map(|item| item.bytes.as_ref())
+    pub(super) fn chunks(&self) -> impl Iterator<Item = &Bytes> {
+        self.items.iter().map(|item| &item.bytes)
     }
 
     /// `written` bytes of [`chunks`](Self::chunks) are on the wire.

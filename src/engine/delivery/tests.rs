@@ -442,7 +442,7 @@ proptest! {
                 finished += events.iter().filter(|e| cut.keeps(e.event.kind.lane)).count() as u64;
             });
             sent += finished;
-            let left: usize = delivery.chunks().map(<[u8]>::len).sum();
+            let left: usize = delivery.chunks().map(bytes::Bytes::len).sum();
             prop_assert_eq!(delivery.bytes(), left);
             if delivery.is_empty() { delivery.drained(stats, *now) } else { delivery.refused() }
             while viewer.ask().is_some() {}

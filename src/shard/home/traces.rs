@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use super::Homes;
-use crate::engine::delivery::Cut;
 use crate::engine::event::Event;
 use crate::engine::ids::{ImportantNo, RoomId};
 use crate::engine::mark::Mark;
@@ -17,7 +16,7 @@ type Tracer<'a> = Option<&'a mut Recorder>;
 
 /// Names of the formats' sizes, in the order of [`Format::index`].
 const BYTES: [&str; Format::COUNT] =
-    ["json_bytes", "json_deflate_bytes", "proto_bytes", "proto_deflate_bytes"];
+    ["json_bytes", "json_deflate_bytes", "proto_bytes", "proto_deflate_bytes", "stream_bytes"];
 
 impl Homes {
     /// An event was refused before it came here.
@@ -114,7 +113,7 @@ pub(super) fn encoded(tracer: Tracer<'_>, frame: &SharedFrame, used: u8) {
     let Some(tracer) = tracer else { return };
     let formats = Format::ALL.into_iter().filter(|format| used & 1 << format.index() != 0);
     let bytes = formats.map(|format| {
-        let bytes = frame.bytes(format, Cut::Full).len();
+        let bytes = frame.prepare(format);
         (BYTES[format.index()], Detail::Count(bytes as u64))
     });
     tracer.encoded(frame.frame(), &bytes.collect::<Vec<_>>());

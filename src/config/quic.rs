@@ -1,0 +1,73 @@
+//! `[quic]`: viewers over QUIC and WebTransport.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::section;
+use super::validate::Check;
+
+section! {
+/// `[quic]`: viewers over QUIC and WebTransport, on the UDP port of
+/// `server.listen`; see docs/transports.md. What `[websocket]` says of messages,
+/// joins, pings and origins holds here, too.
+pub struct Quic {
+    /// Whether it is served, where there is a certificate for it. Default `true`.
+    pub enabled: bool = true,
+    /// Milliseconds without a packet after which a connection is gone. Default
+    /// 60 s, so that the ping of `websocket.ping_interval_ms` keeps it.
+    pub idle_timeout_ms: u64 = 60_000,
+    /// Milliseconds for a handshake and the first message after it. Default 10 s.
+    pub handshake_timeout_ms: u64 = 10_000,
+    /// Handshakes in progress per shard above which an address must prove itself
+    /// first, which takes a round trip and costs nothing here. Default 128.
+    pub retry_above: usize = 128,
+    /// Handshakes in progress per shard at most; more are refused. Each holds
+    /// about 20 KiB. Default 1024.
+    pub max_handshakes: usize = 1_024,
+    /// Bytes sent and not yet acknowledged per viewer. What is beyond waits on
+    /// the ladder of `[delivery]`. Default 128 KiB: 10 Mbit/s at 100 ms.
+    pub send_window_bytes: u64 = 131_072,
+    /// Bytes of one viewer's messages that may lie unread. Default 32 KiB; not
+    /// less than `websocket.max_message_bytes`.
+    pub receive_window_bytes: u32 = 32_768,
+    /// Bytes of `sampled` content that may wait to be sent per viewer. The newest
+    /// wins. Default 4 KiB.
+    pub datagram_bytes: usize = 4_096,
+    /// Bytes of important events that may wait per viewer beyond its window, on
+    /// their own stream; a viewer that takes less is closed, to come back.
+    /// Default 256 KiB.
+    pub important_bytes: usize = 262_144,
+}
+}
+
+impl Quic {
+    /// How long a connection lives without a packet.
+    #[must_use]
+    pub fn idle_timeout(&self) -> Duration {
+        Duration::from_millis(self.idle_timeout_ms)
+    }
+
+    /// How long a handshake may take.
+    #[must_use]
+    pub fn handshake_timeout(&self) -> Duration {
+        Duration::from_millis(self.handshake_timeout_ms)
+    }
+}
+
+/// Ranges. `most`: the largest message of a viewer.
+pub(super) fn check(quic: &Quic, most: usize, check: &mut Check) {
+    check.range("quic.idle_timeout_ms", quic.idle_timeout_ms, 1_000..=3_600_000);
+    check.range("quic.handshake_timeout_ms", quic.handshake_timeout_ms, 100..=300_000);
+    check.range("quic.max_handshakes", quic.max_handshakes, 1..=1_000_000);
+    check.range("quic.retry_above", quic.retry_above, 0..=1_000_000);
+    check.range("quic.send_window_bytes", quic.send_window_bytes, 4_096..=1 << 30);
+    check.range("quic.receive_window_bytes", quic.receive_window_bytes, 4_096..=1 << 28);
+    check.range("quic.datagram_bytes", quic.datagram_bytes, 1_500..=1 << 24);
+    check.range("quic.important_bytes", quic.important_bytes, 4_096..=1 << 30);
+    if (quic.receive_window_bytes as usize) < most {
+        let value = format!("is {}", quic.receive_window_bytes);
+        let allowed = format!("at least websocket.max_message_bytes, {most}");
+        check.fail("quic.receive_window_bytes", value, allowed);
+    }
+}

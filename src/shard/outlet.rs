@@ -1,0 +1,272 @@
+//! Where a viewer's bytes go: to a socket of its own, or to whatever carries
+//! many viewers at once over one socket.
+//!
+//! A plain socket is the common case, and the fan-out loop writes to it without
+//! asking here. Everyone else's members are marked
+//! [`INDIRECT`](super::room::INDIRECT) and come by way of
+//! [`Connections::give`].
+
+use std::io::{self, IoSlice, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::connection::Connections;
+use super::stats::ShardStats;
+use crate::engine::delivery::Cut;
+use crate::engine::time::Time;
+use crate::wire::Format;
+use crate::wire::close::CloseReason;
+use crate::wire::shared::SharedFrame;
+
+/// Buffers one vectored write hands over; Linux takes up to 1,024, and 64 fill
+/// a socket's send buffer many times over.
+const MAX_CHUNKS: usize = 64;
+
+/// A viewer, as its [`Carrier`] knows it.
+pub type Link = u32;
+
+/// What became of a datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Datagram {
+    /// It goes out next.
+    Taken,
+    /// It goes out next, instead of older ones that had not gone out.
+    Displaced,
+    /// The viewer takes none, or none of this size.
+    Unfit,
+}
+
+/// Carries viewers that have no socket of their own, lane by lane. It belongs to
+/// the shard's thread, and nothing leaves it before [`flush`](Self::flush).
+pub trait Carrier {
+    /// Bytes for a viewer's stream of everything in order. Returns how many were
+    /// taken.
+    ///
+    /// # Errors
+    /// `WouldBlock` when it takes none at present: whoever drives the shard calls
+    /// [`Shard::writable`](super::Shard::writable) once it does again. Anything
+    /// else: the viewer is gone.
+    fn write(&mut self, link: Link, bytes: &Bytes) -> io::Result<usize>;
+
+    /// A whole message for a viewer's stream of what is important.
+    ///
+    /// # Errors
+    /// When more of these wait than may.
+    fn write_important(&mut self, link: Link, message: &Bytes) -> io::Result<()>;
+
+    /// A whole message that may be lost.
+    fn datagram(&mut self, link: Link, message: &Bytes) -> Datagram;
+
+    /// Ends the connection once everything before is out.
+    fn close(&mut self, link: Link, code: u16, reason: &'static str);
+
+    /// The viewer's row is free: whatever is left of the connection is nobody's.
+    fn release(&mut self, link: Link);
+
+    /// Sends what was given since the last call.
+    fn flush(&mut self);
+
+    /// What it has done.
+    fn stats(&self) -> CarrierStats;
+}
+
+/// What a carrier has done since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CarrierStats {
+    /// Connections there are, handshakes included.
+    pub connections: u64,
+    /// Handshakes in progress.
+    pub handshakes: u64,
+    /// Handshakes that were completed.
+    pub accepted: u64,
+    /// Handshakes that failed.
+    pub failed: u64,
+    /// Connections refused, for there were too many.
+    pub refused: u64,
+    /// Handshakes that were told to prove their address first.
+    pub retries: u64,
+    /// Datagrams of the network that came.
+    pub datagrams_received: u64,
+    /// Bytes of them.
+    pub bytes_received: u64,
+    /// Datagrams of the network that were sent.
+    pub datagrams_sent: u64,
+    /// Bytes of them.
+    pub bytes_sent: u64,
+    /// Datagrams that came to the wrong shard and were handed over.
+    pub handed_over: u64,
+    /// Times that the kernel took no more datagrams.
+    pub blocked: u64,
+}
+
+impl CarrierStats {
+    /// Adds another's.
+    pub fn absorb(&mut self, other: &CarrierStats) {
+        self.connections += other.connections;
+        self.handshakes += other.handshakes;
+        self.accepted += other.accepted;
+        self.failed += other.failed;
+        self.refused += other.refused;
+        self.retries += other.retries;
+        self.datagrams_received += other.datagrams_received;
+        self.bytes_received += other.bytes_received;
+        self.datagrams_sent += other.datagrams_sent;
+        self.bytes_sent += other.bytes_sent;
+        self.handed_over += other.handed_over;
+        self.blocked += other.blocked;
+    }
+}
+
+/// Where one viewer's bytes go.
+pub(super) enum Outlet<'a> {
+    /// To its own socket.
+    Socket(&'a TcpStream),
+    /// By way of a carrier.
+    Carried(&'a mut dyn Carrier, Link),
+}
+
+impl Outlet<'_> {
+    /// Writes some of `bytes`.
+    pub(super) fn write(&mut self, bytes: &Bytes) -> io::Result<usize> {
+        match self {
+            Outlet::Socket(stream) => stream.write(bytes),
+            Outlet::Carried(carrier, link) => carrier.write(*link, bytes),
+        }
+    }
+
+    /// Writes some of what waits, as much in one go as it can.
+    pub(super) fn write_chunks<'b>(
+        &mut self,
+        mut chunks: impl Iterator<Item = &'b Bytes>,
+    ) -> io::Result<usize> {
+        match self {
+            Outlet::Socket(stream) => {
+                let chunks: SmallVec<[IoSlice<'_>; MAX_CHUNKS]> =
+                    chunks.take(MAX_CHUNKS).map(|chunk| IoSlice::new(chunk)).collect();
+                stream.write_vectored(&chunks)
+            }
+            Outlet::Carried(carrier, link) => match chunks.next() {
+                Some(chunk) => carrier.write(*link, chunk),
+                None => Ok(0),
+            },
+        }
+    }
+
+    /// Nothing more will be written. Whether or not this works, the linger timer
+    /// ends the connection.
+    pub(super) fn finish(&mut self, reason: CloseReason) {
+        match self {
+            Outlet::Socket(stream) => {
+                let _ = stream.shutdown(Shutdown::Write);
+            }
+            Outlet::Carried(carrier, link) => {
+                let code = reason.code().unwrap_or_default();
+                carrier.close(*link, code, reason.name());
+            }
+        }
+    }
+}
+
+impl Connections {
+    /// Viewers may be carried from now on. Call before any is.
+    pub fn attach_carrier(&mut self, carrier: Box<dyn Carrier>) {
+        self.carrier = Some(carrier);
+    }
+
+    /// What the carrier has done.
+    #[must_use]
+    pub fn carrier_stats(&self) -> CarrierStats {
+        self.carrier.as_ref().map_or_else(CarrierStats::default, |carrier| carrier.stats())
+    }
+
+    /// Sends what carried viewers were given.
+    pub fn flush_carried(&mut self) {
+        if let Some(carrier) = &mut self.carrier {
+            carrier.flush();
+        }
+    }
+
+    /// A room's frame for a member whose bytes do not go straight to a socket.
+    /// Returns whether all of it is on its way.
+    pub(super) fn give(
+        &mut self,
+        index: u32,
+        frame: &Arc<SharedFrame>,
+        stats: &mut ShardStats,
+        now: Time,
+    ) -> io::Result<bool> {
+        if self.link(index).is_none() {
+            let format = self.row(index).format;
+            return self.offer(index, frame, format, stats, now);
+        }
+        match self.lanes(index, frame, stats)? {
+            Some(rest) => self.offer(index, &rest, Format::Stream, stats, now),
+            None => Ok(true),
+        }
+    }
+
+    /// Gives a carried viewer what does not go in order with the rest of its
+    /// room. Returns the rest: all of the frame, for a viewer with a socket.
+    pub(super) fn lanes(
+        &mut self,
+        index: u32,
+        frame: &Arc<SharedFrame>,
+        stats: &mut ShardStats,
+    ) -> io::Result<Option<Arc<SharedFrame>>> {
+        let Some(link) = self.link(index) else { return Ok(Some(Arc::clone(frame))) };
+        let Some(carrier) = &mut self.carrier else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        let split = frame.split();
+        if let Some(important) = &split.important {
+            carrier.write_important(link, important.bytes(Format::Stream, Cut::Full))?;
+            stats.deliveries += important.deliveries(Cut::Full);
+        }
+        let Some(sampled) = &split.sampled else { return Ok(split.ordered.clone()) };
+        match carrier.datagram(link, sampled.bytes(Format::Stream, Cut::Full)) {
+            Datagram::Taken => {}
+            Datagram::Displaced => stats.displaced_datagrams += 1,
+            Datagram::Unfit => return Ok(split.rest.clone()),
+        }
+        stats.deliveries += sampled.deliveries(Cut::Full);
+        Ok(split.ordered.clone())
+    }
+
+    fn offer(
+        &mut self,
+        index: u32,
+        frame: &Arc<SharedFrame>,
+        format: Format,
+        stats: &mut ShardStats,
+        now: Time,
+    ) -> io::Result<bool> {
+        let bytes = frame.bytes(format, Cut::Full);
+        let Some(mut outlet) = self.outlet(index) else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        let written = match outlet.write(bytes) {
+            Ok(written) => written,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                self.queue_rest_of_room(index, frame, stats, now);
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        };
+        stats.socket_writes += 1;
+        stats.socket_bytes += written as u64;
+        if written < bytes.len() {
+            self.queue_rest(index, frame, written, now);
+            return Ok(false);
+        }
+        stats.deliveries += frame.deliveries(Cut::Full);
+        Ok(true)
+    }
+}

@@ -1,0 +1,60 @@
+//! Metrics of QUIC: handshakes, datagrams, and viewers by transport.
+
+use super::Text;
+use crate::shard::stats::ShardStats;
+
+pub(super) fn quic(text: &mut Text, total: &ShardStats) {
+    let carried = &total.carrier;
+    let gauges = [
+        (
+            "tidegate_quic_connections",
+            "QUIC connections, handshakes included.",
+            carried.connections,
+        ),
+        ("tidegate_quic_handshakes", "QUIC handshakes in progress.", carried.handshakes),
+    ];
+    for (name, help, value) in gauges {
+        text.gauge(name, help, value as f64);
+    }
+    text.by(
+        ("tidegate_quic_handshakes_total", "result"),
+        "QUIC handshakes: completed, failed, refused because there were too many, or told to \
+         prove their address first.",
+        [
+            ("accepted", carried.accepted),
+            ("failed", carried.failed),
+            ("refused", carried.refused),
+            ("retry", carried.retries),
+        ],
+    );
+    text.by(
+        ("tidegate_quic_datagrams_total", "direction"),
+        "UDP datagrams.",
+        [("received", carried.datagrams_received), ("sent", carried.datagrams_sent)],
+    );
+    text.by(
+        ("tidegate_quic_bytes_total", "direction"),
+        "Bytes of UDP datagrams.",
+        [("received", carried.bytes_received), ("sent", carried.bytes_sent)],
+    );
+    let counters = [
+        (
+            "tidegate_quic_handed_over_total",
+            "UDP datagrams that came to another shard's socket.",
+            carried.handed_over,
+        ),
+        (
+            "tidegate_quic_blocked_total",
+            "Times that the kernel took no more UDP datagrams.",
+            carried.blocked,
+        ),
+        (
+            "tidegate_quic_displaced_total",
+            "Sampled content that took the place of older content which had not been sent.",
+            total.displaced_datagrams,
+        ),
+    ];
+    for (name, help, value) in counters {
+        text.counter(name, help, value);
+    }
+}

@@ -1,0 +1,472 @@
+//! The QUIC connections of one shard.
+//!
+//! The order of things within a turn: datagrams are read and given to their
+//! connections, deadlines that have passed likewise; then each connection with
+//! news is asked what happened ([`Heard`], for the shard) and what it wants to
+//! send. What the shard writes afterwards is sent by the next
+//! [`flush`](Endpoint::flush).
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use quinn_proto::{
+    ConnectionHandle, DatagramEvent, EndpointEvent, Incoming, ServerConfig, Transmit,
+};
+
+use super::peer::{Heard, Peer};
+use super::settings::Settings;
+use super::socket::{DatagramSocket, Origin};
+use super::steer::{Handover, Stray, shard_of};
+use super::timers::Timers;
+use crate::clock::Clock;
+use crate::shard::connection::ViewerKey;
+use crate::shard::outlet::{Carrier, CarrierStats, Datagram, Link};
+use crate::wire::close::CloseReason;
+
+/// Batches read before the shard's other work has its turn.
+const READ_TURN: usize = 8;
+/// Datagrams that go to one viewer in one call.
+const BURST: usize = 8;
+/// How often unfinished messages are looked at.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// Its connections and what they wait for; everything but the socket.
+struct Table {
+    proto: quinn_proto::Endpoint,
+    settings: Settings,
+    shard: u16,
+    handover: Handover,
+    peers: Vec<Option<Box<Peer>>>,
+    open: usize,
+    handshakes: usize,
+    serial: u32,
+    dirty: Vec<u32>,
+    drained: Vec<u32>,
+    timers: Timers,
+    /// When those without a viewer must have one, in order.
+    unheard: VecDeque<(Instant, u32, u32)>,
+    unfinished: Vec<u32>,
+    next_sweep: Option<Instant>,
+    heard: VecDeque<(u32, Heard)>,
+    responses: Vec<(Transmit, Vec<u8>)>,
+    draining: bool,
+    stats: CarrierStats,
+}
+
+/// See the module's documentation.
+pub struct Endpoint {
+    socket: DatagramSocket,
+    clock: Clock,
+    table: Table,
+    /// What the kernel did not take yet.
+    unsent: Option<(Transmit, Vec<u8>)>,
+    buffer: Vec<u8>,
+}
+
+impl Endpoint {
+    /// One shard's.
+    #[must_use]
+    pub fn new(
+        socket: DatagramSocket,
+        clock: Clock,
+        config: quinn_proto::EndpointConfig,
+        server: Arc<ServerConfig>,
+        settings: Settings,
+        shard: u16,
+        handover: Handover,
+    ) -> Self {
+        // Whether the path may fragment datagrams; the socket forbids it.
+        let whole = true;
+        let proto = quinn_proto::Endpoint::new(Arc::new(config), Some(server), whole, None);
+        Self {
+            socket,
+            clock,
+            table: Table {
+                proto,
+                settings,
+                shard,
+                handover,
+                peers: Vec::new(),
+                open: 0,
+                handshakes: 0,
+                serial: 0,
+                dirty: Vec::new(),
+                drained: Vec::new(),
+                timers: Timers::default(),
+                unheard: VecDeque::new(),
+                unfinished: Vec::new(),
+                next_sweep: None,
+                heard: VecDeque::new(),
+                responses: Vec::new(),
+                draining: false,
+                stats: CarrierStats::default(),
+            },
+            unsent: None,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Reads what has come. Returns whether there may be more.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn receive(&mut self, now: Instant) -> io::Result<bool> {
+        let Self { socket, table, .. } = self;
+        for _ in 0..READ_TURN {
+            let more = socket.receive(|origin, bytes| {
+                table.stats.datagrams_received += 1;
+                table.stats.bytes_received += bytes.len() as u64;
+                let shards = table.handover.shards();
+                let home = shard_of(bytes, shards).unwrap_or(table.shard);
+                let bytes = BytesMut::from(bytes);
+                if home == table.shard {
+                    return table.datagram(origin, bytes, now);
+                }
+                let Origin { remote, local, ecn } = origin;
+                table.stats.handed_over += 1;
+                table.handover.send(home, Stray { remote, local, ecn, bytes });
+            })?;
+            if !more {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// A datagram that another shard's socket got.
+    pub fn take_over(&mut self, stray: Stray, now: Instant) {
+        let Stray { remote, local, ecn, bytes } = stray;
+        self.table.datagram(Origin { remote, local, ecn }, bytes, now);
+    }
+
+    /// Looks at connections whose deadline has passed.
+    pub fn expire(&mut self, now: Instant) {
+        self.table.expire(now);
+    }
+
+    /// Sends what connections have to send, and notes what they have to say.
+    pub fn flush(&mut self, now: Instant) {
+        self.table.remove_drained();
+        if !self.send_held() {
+            return;
+        }
+        while let Some(index) = self.table.dirty.pop() {
+            self.drive(index, now);
+            if self.unsent.is_some() {
+                return;
+            }
+        }
+        if self.buffer.capacity() > 256 * 1024 {
+            self.buffer = Vec::new();
+        }
+    }
+
+    /// What a connection has to say, if it or another has.
+    pub fn heard(&mut self) -> Option<(Link, Heard)> {
+        self.table.heard.pop_front()
+    }
+
+    /// A viewer has its row, or has none.
+    pub fn opened(&mut self, link: Link, viewer: ViewerKey) {
+        if let Some(peer) = self.table.peer(link) {
+            peer.viewer = Some(viewer);
+        }
+    }
+
+    /// Whose connection it is.
+    #[must_use]
+    pub fn viewer(&self, link: Link) -> Option<ViewerKey> {
+        self.table.peers.get(link as usize)?.as_ref()?.viewer
+    }
+
+    /// Nobody new is let in.
+    pub fn drain(&mut self) {
+        self.table.draining = true;
+    }
+
+    /// Whether the kernel takes no more at present.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.unsent.is_some()
+    }
+
+    /// When [`expire`](Self::expire) wants to be called.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let unheard = self.table.unheard.front().map(|(at, ..)| *at);
+        let sweep = self.table.next_sweep.filter(|_| !self.table.unfinished.is_empty());
+        [self.table.timers.next(), unheard, sweep].into_iter().flatten().min()
+    }
+
+    /// Connections, handshakes included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.table.open
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.table.open == 0
+    }
+
+    fn drive(&mut self, index: u32, now: Instant) {
+        let Self { socket, table, unsent, buffer, .. } = self;
+        if !table.ask(index, now) {
+            return;
+        }
+        let Some(peer) = table.peers[index as usize].as_mut() else { return };
+        loop {
+            buffer.clear();
+            let burst = socket.segments().min(BURST);
+            let Some(transmit) = peer.connection.poll_transmit(now, burst, buffer) else { break };
+            let segments = transmit.segment_size.map_or(1, |size| transmit.size.div_ceil(size));
+            table.stats.datagrams_sent += segments as u64;
+            table.stats.bytes_sent += transmit.size as u64;
+            if !socket.send(&transmit, &buffer[..transmit.size]) {
+                *unsent = Some((transmit, std::mem::take(buffer)));
+                table.stats.blocked += 1;
+                // It goes on from here when there is room.
+                peer.dirty = true;
+                table.dirty.push(index);
+                break;
+            }
+        }
+        if let Some(at) = peer.connection.poll_timeout() {
+            table.timers.set(index, &mut peer.entries, at);
+        }
+    }
+
+    /// What could not be sent before. Returns whether all of it is out.
+    fn send_held(&mut self) -> bool {
+        if let Some((transmit, bytes)) = self.unsent.take()
+            && !self.socket.send(&transmit, &bytes[..transmit.size])
+        {
+            self.unsent = Some((transmit, bytes));
+            return false;
+        }
+        for (transmit, bytes) in self.table.responses.drain(..) {
+            self.table.stats.datagrams_sent += 1;
+            self.table.stats.bytes_sent += transmit.size as u64;
+            // Whoever it is for asks again.
+            let _ = self.socket.send(&transmit, &bytes[..transmit.size]);
+        }
+        true
+    }
+
+    fn now(&self) -> Instant {
+        self.clock.instant(self.clock.now())
+    }
+}
+
+impl Table {
+    fn peer(&mut self, index: u32) -> Option<&mut Peer> {
+        self.peers.get_mut(index as usize)?.as_deref_mut()
+    }
+
+    /// The same, to be driven at the next flush.
+    fn touch(&mut self, index: u32) -> Option<&mut Peer> {
+        let peer = self.peers.get_mut(index as usize)?.as_deref_mut()?;
+        if !std::mem::replace(&mut peer.dirty, true) {
+            self.dirty.push(index);
+        }
+        Some(peer)
+    }
+
+    fn datagram(&mut self, origin: Origin, bytes: BytesMut, now: Instant) {
+        let mut out = Vec::new();
+        let Origin { remote, local, ecn } = origin;
+        match self.proto.handle(now, remote, local, ecn, bytes, &mut out) {
+            None => {}
+            Some(DatagramEvent::ConnectionEvent(handle, event)) => {
+                if let Some(peer) = self.touch(handle.0 as u32) {
+                    peer.connection.handle_event(event);
+                }
+            }
+            Some(DatagramEvent::NewConnection(incoming)) => self.knocked(incoming, now),
+            Some(DatagramEvent::Response(transmit)) => self.responses.push((transmit, out)),
+        }
+    }
+
+    fn knocked(&mut self, incoming: Incoming, now: Instant) {
+        let mut out = Vec::new();
+        let full = self.draining || self.open >= self.settings.max_connections;
+        if !full && self.handshakes >= self.settings.retry_above && incoming.may_retry() {
+            self.stats.retries += 1;
+            if let Ok(transmit) = self.proto.retry(incoming, &mut out) {
+                self.responses.push((transmit, out));
+            }
+            return;
+        }
+        if full || self.handshakes >= self.settings.max_handshakes {
+            self.stats.refused += 1;
+            let transmit = self.proto.refuse(incoming, &mut out);
+            return self.responses.push((transmit, out));
+        }
+        match self.proto.accept(incoming, now, &mut out, None) {
+            Ok((handle, connection)) => {
+                self.serial = self.serial.wrapping_add(1);
+                let index = handle.0;
+                if self.peers.len() <= index {
+                    self.peers.resize_with(index + 1, || None);
+                }
+                self.peers[index] = Some(Box::new(Peer::new(connection, self.serial)));
+                self.open += 1;
+                self.handshakes += 1;
+                let by = now + self.settings.handshake_timeout;
+                self.unheard.push_back((by, index as u32, self.serial));
+                self.touch(index as u32);
+            }
+            Err(error) => {
+                self.stats.failed += 1;
+                if let Some(transmit) = error.response {
+                    self.responses.push((transmit, out));
+                }
+            }
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        while let Some((at, index)) = self.timers.expired(now) {
+            let Some(peer) = self.peers.get_mut(index as usize).and_then(Option::as_mut) else {
+                continue;
+            };
+            if !peer.entries.passed(at) {
+                continue;
+            }
+            match peer.connection.poll_timeout() {
+                Some(due) if due <= now => {
+                    peer.connection.handle_timeout(now);
+                    self.touch(index);
+                }
+                Some(due) => self.timers.set(index, &mut peer.entries, due),
+                None => {}
+            }
+        }
+        while let Some((_, index, serial)) = self.unheard.pop_front_if(|(at, ..)| *at <= now) {
+            let waits = |peer: &&mut Peer| peer.serial == serial && peer.viewer.is_none();
+            if let Some(peer) = self.peer(index).filter(waits) {
+                let reason = CloseReason::MessageTimeout;
+                peer.end(reason.code().unwrap_or_default(), reason.name(), now);
+                self.touch(index);
+            }
+        }
+        if self.next_sweep.is_some_and(|at| at <= now) {
+            self.sweep(now);
+        }
+    }
+
+    /// Whoever began a message must finish it in time.
+    fn sweep(&mut self, now: Instant) {
+        self.next_sweep = Some(now + SWEEP);
+        let timeout = self.settings.handshake_timeout;
+        let Self { unfinished, peers, heard, .. } = self;
+        unfinished.retain(|&index| {
+            let peer = peers.get(index as usize).and_then(Option::as_ref);
+            let Some(begun) = peer.and_then(|peer| peer.begun) else { return false };
+            let late = now.saturating_duration_since(begun) >= timeout;
+            if late {
+                heard.push_back((index, Heard::Broke(CloseReason::MessageTimeout)));
+            }
+            !late
+        });
+    }
+
+    /// Notes what a connection has to say. Returns whether it is there.
+    fn ask(&mut self, index: u32, now: Instant) -> bool {
+        let Self { proto, peers, heard, settings, drained, handshakes, unfinished, .. } = self;
+        let Some(peer) = peers.get_mut(index as usize).and_then(Option::as_mut) else {
+            return false;
+        };
+        peer.dirty = false;
+        let (handshaking, idle) = (peer.handshaking, peer.begun.is_none());
+        peer.poll(settings, now, &mut |what| heard.push_back((index, what)));
+        while let Some(event) = peer.connection.poll_endpoint_events() {
+            if event.is_drained() {
+                drained.push(index);
+            } else if let Some(event) = proto.handle_event(ConnectionHandle(index as usize), event)
+            {
+                peer.connection.handle_event(event);
+            }
+        }
+        if handshaking && !peer.handshaking {
+            *handshakes -= 1;
+            if peer.connection.is_closed() {
+                self.stats.failed += 1;
+            } else {
+                self.stats.accepted += 1;
+            }
+        }
+        if idle && peer.begun.is_some() {
+            unfinished.push(index);
+            self.next_sweep.get_or_insert(now + SWEEP);
+        }
+        true
+    }
+
+    /// Forgets connections that are over, unless a row still names them.
+    fn remove_drained(&mut self) {
+        let Self { drained, peers, proto, open, handshakes, .. } = self;
+        drained.retain(|&index| {
+            let slot = &mut peers[index as usize];
+            if slot.as_ref().is_some_and(|peer| peer.viewer.is_some()) {
+                return true;
+            }
+            if let Some(peer) = slot.take() {
+                *open -= 1;
+                *handshakes -= usize::from(peer.handshaking);
+                proto.handle_event(ConnectionHandle(index as usize), EndpointEvent::drained());
+            }
+            false
+        });
+    }
+}
+
+impl Carrier for Endpoint {
+    fn write(&mut self, link: Link, bytes: &Bytes) -> io::Result<usize> {
+        match self.table.touch(link) {
+            Some(peer) => peer.write(bytes),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    fn write_important(&mut self, link: Link, message: &Bytes) -> io::Result<()> {
+        let most = self.table.settings.important_bytes;
+        match self.table.touch(link) {
+            Some(peer) => peer.write_important(message, most),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    fn datagram(&mut self, link: Link, message: &Bytes) -> Datagram {
+        self.table.touch(link).map_or(Datagram::Unfit, |peer| peer.datagram(message))
+    }
+
+    fn close(&mut self, link: Link, code: u16, reason: &'static str) {
+        let now = self.now();
+        if let Some(peer) = self.table.touch(link) {
+            peer.close(code, reason, now);
+        }
+    }
+
+    fn release(&mut self, link: Link) {
+        let now = self.now();
+        if let Some(peer) = self.table.touch(link) {
+            peer.release(now);
+        }
+    }
+
+    fn flush(&mut self) {
+        let now = self.now();
+        Endpoint::flush(self, now);
+    }
+
+    fn stats(&self) -> CarrierStats {
+        let connections = self.table.open as u64;
+        let handshakes = self.table.handshakes as u64;
+        CarrierStats { connections, handshakes, ..self.table.stats }
+    }
+}

@@ -3,7 +3,9 @@
 // That file is committed, because the server embeds it and must build without
 // Node: the same sources give the same bytes.
 //
-// Usage: node build.mjs [FILE]    writes the bundle to FILE instead.
+// node build.mjs              both
+// node build.mjs --modules    only what the tests import
+// node build.mjs FILE         only the bundle, to FILE
 import { execFileSync } from "node:child_process";
 import { rmSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -12,18 +14,18 @@ import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 
 const here = dirname(fileURLToPath(import.meta.url));
-const outfile = process.argv[2] ?? join(here, "dist/tidegate.js");
+const [only] = process.argv.slice(2);
 
-if (process.argv[2] === undefined) {
+if (only === undefined || only === "--modules") {
   for (const folder of ["build", "dist/types"]) rmSync(join(here, folder), { recursive: true, force: true });
   const typescript = dirname(createRequire(import.meta.url).resolve("typescript/package.json"));
   execFileSync(process.execPath, [join(typescript, "bin/tsc"), "-p", here], { stdio: "inherit" });
 }
 
-await build({
+if (only !== "--modules") await build({
   absWorkingDir: here,
   entryPoints: ["src/index.ts"],
-  outfile,
+  outfile: only ?? join(here, "dist/tidegate.js"),
   bundle: true,
   minify: true,
   format: "esm",

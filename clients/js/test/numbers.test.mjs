@@ -78,6 +78,17 @@ describe("important events", () => {
     assert.deepEqual(numbers.farewell()[0].body.from, 8, "a digest begins behind what is lost");
   });
 
+  test("on their own stream say nothing of what a pull brings", () => {
+    const numbers = room({ split: true });
+    numbers.frame(frame(5, 5, 6), "control", 0);
+    assert.deepEqual(say(numbers, 1_000), [["pull", 3, 6]]);
+    numbers.historyGone();
+    const live = numbers.frame(frame(6, 5, 7, important(7)), "important", 1_001);
+    assert.deepEqual([live.lost, shown(live)], [undefined, []]);
+    const answer = numbers.frame(frame(6, 5, 7, important(5, 6)), "control", 1_002);
+    assert.deepEqual([answer.lost, shown(answer)], [{ from: 3, to: 4 }, [5, 6, 7]]);
+  });
+
   test("of a numbering that began later are all new; of a room first seen none is", () => {
     const numbers = room();
     numbers.connected(false, 0);

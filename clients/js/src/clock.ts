@@ -4,10 +4,14 @@
  * A frame says when the server made it, so receipt minus that is the difference of the
  * clocks plus the time on the way. The least difference seen belongs to the frame that
  * was on the way for the shortest; half the shortest round trip seen is about how long
- * that was. Minima are kept for five to ten minutes, so that clocks may drift.
+ * that was. One answer proves little, since joins wait in line and pages are busy while
+ * they load; before there are some, the age is that beyond the fastest frame. Minima
+ * are kept for five to ten minutes, so that clocks may drift.
  */
 
 const KEPT_MS = 300_000;
+/** Round trips whose least is taken for that of an idle network. */
+const ENOUGH_TRIPS = 5;
 
 /** The least of what was seen lately. */
 class Least {
@@ -31,6 +35,7 @@ class Least {
 export class ServerClock {
   private readonly lag = new Least();
   private readonly trips = new Least();
+  private tripsSeen = 0;
 
   /** A message made at `timeMs`, the server's Unix time, came at `now`. */
   stamped(timeMs: number, now: number): void {
@@ -40,6 +45,7 @@ export class ServerClock {
   /** Something was answered after so long. */
   answered(ms: number, now: number): void {
     this.trips.see(ms, now);
+    this.tripsSeen += 1;
   }
 
   /** The shortest round trip seen lately, `undefined` before any. */
@@ -50,6 +56,7 @@ export class ServerClock {
   /** The server's Unix time at `now`; `undefined` before the first frame. */
   serverTime(now: number): number | undefined {
     const least = this.lag.value;
-    return Number.isFinite(least) ? now - least + (this.rttMs ?? 0) / 2 : undefined;
+    const way = this.tripsSeen < ENOUGH_TRIPS ? 0 : (this.rttMs ?? 0) / 2;
+    return Number.isFinite(least) ? now - least + way : undefined;
   }
 }

@@ -11,6 +11,15 @@ describe("the server's clock", () => {
     assert.equal(clock.serverTime(60), 1_000_010);
   });
 
+  test("one slow answer moves nothing", () => {
+    const clock = new ServerClock();
+    clock.stamped(1_000, 10);
+    clock.answered(1_500, 10);
+    assert.deepEqual([clock.serverTime(10), clock.rttMs], [1_000, 1_500]);
+    for (let i = 0; i < 4; i += 1) clock.answered(40, 10);
+    assert.equal(clock.serverTime(10), 1_020);
+  });
+
   test("is met within the unevenness of the way, wherever this clock stands", () => {
     for (const seed of seeds(100)) {
       const random = chance(seed);

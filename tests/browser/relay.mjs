@@ -12,7 +12,8 @@ export class Relay {
   /** Before `port`, on a port of its own. */
   static async create(port, udp = UDP.passed) {
     const relay = new Relay();
-    Object.assign(relay, { target: port, udp, sockets: new Set(), flows: new Map(), counts: { up: 0, down: 0 } });
+    // `tried`: every address that the browser has sent from.
+    Object.assign(relay, { target: port, udp, sockets: new Set(), flows: new Map(), tried: new Set() });
     relay.tcp = createServer((near) => relay.connect(near)).listen(0, "127.0.0.1");
     await once(relay.tcp, "listening");
     relay.port = relay.tcp.address().port;
@@ -41,15 +42,14 @@ export class Relay {
 
   /** Each address of the browser has one towards the server. */
   upward(data, from) {
-    this.counts.up += 1;
-    if (this.udp === UDP.swallowed) return;
     const name = `${from.address}:${from.port}`;
+    this.tried.add(name);
+    if (this.udp === UDP.swallowed) return;
     let far = this.flows.get(name);
     if (far === undefined) {
       far = createSocket("udp4");
       far.on("message", (answer) => {
-        this.counts.down += 1;
-        if (this.udp === UDP.passed && this.near) this.near.send(answer, from.port, from.address);
+        if (this.near) this.near.send(answer, from.port, from.address);
       });
       // A server that is gone answers with ICMP; that is the browser's to notice.
       far.on("error", () => undefined);

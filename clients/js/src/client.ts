@@ -310,21 +310,21 @@ export class Client {
  */
 function sane({ name, body }: RoomMessage): void {
   const numbers: unknown[] = [];
-  if (name === "joined") numbers.push(body.epoch, body.seq, body.important, ...numbersOf(body.state));
-  if (name === "frame") {
-    numbers.push(body.epoch, body.first_seq, body.last_seq, body.important, ...numbersOf(body.events));
-  }
   if (name === "gap") numbers.push(body.first_seq, body.last_seq);
   if (name === "missed") numbers.push(body.from, body.to);
+  if (name === "frame") numbers.push(body.first_seq, body.last_seq);
+  if (name === "joined") numbers.push(body.seq);
+  if (name === "joined" || name === "frame") {
+    numbers.push(body.epoch, body.important);
+    const events = name === "joined" ? body.state : body.events;
+    if (!Array.isArray(events) || !Array.isArray(body.totals)) throw new RangeError(`${name} without its lists`);
+    for (const { seq, important } of events) numbers.push(seq ?? 0, important ?? 0);
+  }
   for (const number of numbers) {
     if (!Number.isSafeInteger(number) || (number as number) < 0) {
       throw new RangeError(`${name} has ${String(number)} where a number below 2^53 belongs`);
     }
   }
-}
-
-function* numbersOf(events: { seq?: number; important?: number }[]): Generator<number> {
-  for (const { seq, important } of events) yield* [seq ?? 0, important ?? 0];
 }
 
 /** Makes a client. Nothing is connected before a room is joined. */

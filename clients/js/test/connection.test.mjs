@@ -148,13 +148,21 @@ describe("the connection", () => {
     assert.equal(world.page.watchers.size, 0);
   });
 
-  test("numbers that a double does not hold end the connection, and it is said", async () => {
-    enter();
-    stage.last.say("frame", frame(2 ** 53, 2 ** 53, 2));
-    assert.deepEqual([told.some(([code]) => code === "bad_server_message"), stage.last.closed], [true, 1000]);
-    await world.run(500);
-    assert.equal(tries(), 2);
-  });
+  const bad = {
+    "a number that a double does not hold": frame(2 ** 53, 2 ** 53, 2),
+    "a number that is none": frame(5, 5, "2"),
+    "an event with a negative number": frame(5, 5, 2, [{ id: "e", seq: -1 }]),
+    "no list of events": frame(5, 5, 2, undefined, { events: undefined }),
+  };
+  for (const [what, body] of Object.entries(bad)) {
+    test(`${what} ends the connection, and it is said`, async () => {
+      enter();
+      stage.last.say("frame", body);
+      assert.deepEqual([told.some(([code]) => code === "bad_server_message"), stage.last.closed], [true, 1000]);
+      await world.run(500);
+      assert.equal(tries(), 2);
+    });
+  }
 
   test("another numbering than was joined makes a new connection, which resumes", async () => {
     enter();

@@ -51,6 +51,10 @@ export interface ConnectionEvents {
 const FIRST_PATIENCE_MS = 30_000;
 /** Two immediate tries are so far apart at least. */
 const HURRY_MS = 1_000;
+/** The server leaves. */
+const DRAIN = 3000;
+/** Over what it has its viewers come back, if its `goaway` got lost. */
+const DRAIN_SPREAD_MS = 5_000;
 /** Without a network it is tried so much later: what is known of it may be wrong. */
 const OFFLINE_MS = 30_000;
 
@@ -195,6 +199,9 @@ export class Connection {
     if (goaway) {
       this.notBefore = Math.max(this.notBefore, now + goaway.reconnect_after_ms);
       this.elsewhere = goaway.url === undefined ? this.elsewhere : baseOf(goaway.url);
+    } else if (closing.code === DRAIN) {
+      // On split transports the end may overtake what was said before it.
+      this.notBefore = Math.max(this.notBefore, now + environment.random() * DRAIN_SPREAD_MS);
     } else if (link && closing.code === 1006 && now - this.openedAt < options.stableMs) {
       if (options.transports.length > 1) this.memory.broke(link.transport);
     }

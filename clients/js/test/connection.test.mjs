@@ -69,6 +69,16 @@ describe("the connection", () => {
     assert.equal(stage.last.address.base, "https://h");
   });
 
+  test("a drain whose goaway got lost is spread as if it had come", async () => {
+    for (let i = 0; i < 20; i += 1) {
+      enter();
+      await world.run(11_000);
+      stage.last.end(3000, "drain");
+      await world.run(waits()[i]);
+    }
+    assert.ok(Math.max(...waits()) > 2_500 && Math.max(...waits()) <= 5_000, waits().join());
+  });
+
   test("3500 to 3999 is the end, 3000 to 3499 is not", async () => {
     client.close();
     const errors = [];

@@ -192,6 +192,7 @@ export class Room {
   private early: [Frame, number][] = [];
   private joinSent = 0;
   private timer: unknown;
+  private armedFor: number | undefined;
   private again: unknown;
   private published = 0;
 
@@ -274,6 +275,7 @@ export class Room {
     const { environment } = this.host;
     environment.clearTimer(this.timer);
     environment.clearTimer(this.again);
+    this.armedFor = undefined;
     this.early = [];
   }
 
@@ -450,15 +452,23 @@ export class Room {
     }
   }
 
-  /** One timer for all that the numbers have put off. */
+  /**
+   * Says what is due, and sets one timer for all that is not. What is due is not left
+   * to a timer: a busy page runs those behind its messages, a hidden one rarely.
+   */
   private arm(): void {
     const { environment } = this.host;
-    environment.clearTimer(this.timer);
-    const { deadline } = this.numbers;
-    if (this.phase !== "joined" || deadline === undefined) return;
-    this.timer = environment.setTimer(() => {
+    if (this.phase === "joined") {
       const link = this.host.link();
       for (const message of this.numbers.due(environment.now())) link?.send(message);
+    }
+    const deadline = this.phase === "joined" ? this.numbers.deadline : undefined;
+    if (deadline === this.armedFor) return;
+    environment.clearTimer(this.timer);
+    this.armedFor = deadline;
+    if (deadline === undefined) return;
+    this.timer = environment.setTimer(() => {
+      this.armedFor = undefined;
       this.arm();
     }, Math.max(0, deadline - environment.now()));
   }

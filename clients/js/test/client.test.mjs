@@ -52,6 +52,22 @@ describe("a room", () => {
     assert.deepEqual(shown, ["e3"]);
   });
 
+  test("says what is due with the message that made it due, and keeps one timer", async () => {
+    client.join("r", { token: "t" });
+    stage.last.welcome();
+    stage.last.say("joined", joined());
+    const asking = (first, important, within_ms) =>
+      frame(first, first, important, [event({ important, seq: first })], { ack: { one_in: 1, within_ms } });
+    stage.last.say("frame", asking(5, 3, 0));
+    assert.deepEqual(says("ack"), [{ room: "r", important: 3 }]);
+    stage.last.say("frame", asking(6, 4, 1_000));
+    const timers = world.timers.length;
+    for (let i = 7; i < 20; i += 1) stage.last.say("frame", frame(i, i, 4));
+    assert.equal(world.timers.length, timers);
+    await world.run(1_000);
+    assert.deepEqual(says("ack").at(-1), { room: "r", important: 4 });
+  });
+
   test("a page that throws misses nothing, and is told", async () => {
     const shown = [];
     const uncaught = [];

@@ -128,7 +128,7 @@ async function enter(transports) {
   // The first token serves the first join; another one is asked for when it is refused.
   let fresh = identity;
   // A certificate for development is asked for first, and that takes of the head start.
-  client = connect({ transports, certificateHashes, race: { headStartMs: 1_000 } });
+  client = connect({ transports, certificateHashes, race: { headStartMs: 2_000 } });
   client.on("state", (state, { reason, inMs }) => showState(state, reason, inMs));
   client.on("error", ({ code, message }) => {
     if (code !== "unreachable" && code !== "refused") toast(message);

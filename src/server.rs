@@ -467,21 +467,13 @@ impl ShardStart {
         if let Some(log) = self.log {
             shard.attach_log(log, self.rooms);
         }
-        let quic = match self.quic {
-            Some(quic) => Some(quic.open(address, self.clock, &mut shard)?),
-            None => None,
-        };
         let limits = ReadLimits { max_message: self.max_message, message_timeout };
-        let worker = Worker::new(
-            shard,
-            session,
-            self.clock,
-            self.inbox,
-            arrived,
-            Rc::clone(&edge),
-            limits,
-            quic,
-        )?;
+        let mut worker =
+            Worker::new(shard, session, self.clock, self.inbox, arrived, Rc::clone(&edge), limits)?;
+        if let Some(quic) = self.quic {
+            let driver = quic.open(address, self.clock, worker.shard_mut())?;
+            worker.serve_quic(driver);
+        }
         accept::start(&edge, listener);
         // The starter waits for nothing else; it cannot be gone.
         let _ = bound.send(Ok(address));

@@ -97,11 +97,20 @@ impl<L: Listener> Worker<L> {
         arrivals: mpsc::UnboundedReceiver<Arrival>,
         edge: Rc<Edge>,
         limits: ReadLimits,
-        quic: Option<Driver>,
     ) -> io::Result<Self> {
         let reader = Reader::new(limits.max_message, limits.message_timeout)?;
         let draining = Arc::clone(&edge.draining);
-        Ok(Self { shard, listener, clock, inbox, arrivals, edge, reader, quic, draining })
+        Ok(Self { shard, listener, clock, inbox, arrivals, edge, reader, quic: None, draining })
+    }
+
+    /// The shard; to attach what carries its viewers.
+    pub fn shard_mut(&mut self) -> &mut Shard {
+        &mut self.shard
+    }
+
+    /// Viewers come over QUIC, too.
+    pub fn serve_quic(&mut self, quic: Driver) {
+        self.quic = Some(quic);
     }
 
     /// Runs until the shard has drained, or the readiness queue fails.
@@ -133,6 +142,7 @@ impl<L: Listener> Worker<L> {
                 busy = true;
             }
             self.shard.viewers.flush_carried();
+            busy |= self.quic.as_ref().is_some_and(Driver::has_news);
             self.edge.viewers.set(self.shard.viewers.len());
             let now = self.clock.now();
             self.shard.stats.busy_micros += now.since(begun).as_micros() as u64;

@@ -8,14 +8,15 @@
 //! ladder for slow viewers are the same as over WebSocket.
 //!
 //! [`socket`] reads and sends datagrams, [`steer`] keeps a connection on its
-//! shard whatever its address, [`crypto`] and [`settings`] configure it,
-//! [`peer`] is one connection, [`endpoint`] all of a shard, [`timers`] their
+//! shard whatever its address, [`crypto`], [`session`] and [`settings`]
+//! configure it, [`peer`] is one connection, [`endpoint`] all of a shard, [`timers`] their
 //! deadlines, [`driver`] is what the worker calls.
 
 pub mod crypto;
 pub mod driver;
 pub mod endpoint;
 pub mod peer;
+pub mod session;
 pub mod settings;
 pub mod socket;
 pub mod steer;

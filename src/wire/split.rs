@@ -110,3 +110,140 @@ fn merged(
     let kept = |e: &&Arc<Numbered>| e.event.kind.lane != Lane::Important;
     frame.events.iter().filter(kept).cloned().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::engine::event::{Event, Payload};
+    use crate::engine::ids::{Epoch, ImportantNo, RoomId, Tier};
+    use crate::engine::kind::{Ack, Kind, Merge};
+    use crate::engine::time::Time;
+
+    const COMPRESSION: Compression = Compression { min_bytes: usize::MAX, level: 1 };
+
+    fn kind(lane: Lane) -> Arc<Kind> {
+        Arc::new(Kind {
+            name: lane.name().into(),
+            lane,
+            merge: Merge::Append,
+            tier: Tier(0),
+            ttl: None,
+            max_payload_bytes: 100,
+            viewer_publish: false,
+            idle_reset: None,
+            ack: Ack::Logged,
+        })
+    }
+
+    fn event(lane: Lane, seq: u64) -> Arc<Numbered> {
+        let event = Event {
+            id: seq.to_string().into(),
+            kind: kind(lane),
+            user: "u".into(),
+            payload: Payload { bytes: Bytes::from_static(b"1"), json: true },
+            key: None,
+            amount: None,
+            ttl: None,
+            received: Time::default(),
+            mark: None,
+        };
+        let important = (lane == Lane::Important).then_some(ImportantNo(seq));
+        Arc::new(Numbered { event, seq: (lane != Lane::Sampled).then_some(Seq(seq)), important })
+    }
+
+    fn frame(lanes: &[Lane], totals: &[Lane], dropped: &[Lane], online: Option<u32>) -> Frame {
+        let events: Vec<_> = lanes.iter().zip(1..).map(|(lane, seq)| event(*lane, seq)).collect();
+        let total =
+            |lane: &Lane| Total { kind: kind(*lane), user: None, key: "".into(), sum: 9, delta: 2 };
+        Frame {
+            room: RoomId::new("r").expect("a valid name"),
+            epoch: Epoch(1),
+            first_seq: Seq(1),
+            last_seq: Seq(lanes.len() as u64),
+            important: ImportantNo(1),
+            time: Time::default(),
+            oldest: Time::default(),
+            totals: totals.iter().map(total).collect(),
+            dropped: dropped.iter().map(|l| DroppedKind { kind: kind(*l), count: 1 }).collect(),
+            online,
+            ack: None,
+            represents: (events.len() + 3 * totals.len()) as u64,
+            events,
+        }
+    }
+
+    fn lanes() -> impl Strategy<Value = Vec<Lane>> {
+        prop::collection::vec(prop::sample::select(Lane::ALL.to_vec()), 0..6)
+    }
+
+    fn seqs<'a>(parts: impl IntoIterator<Item = &'a Option<Arc<SharedFrame>>>) -> Vec<String> {
+        let parts = parts.into_iter().flatten();
+        let events = parts.flat_map(|part| part.frame().events.iter());
+        let mut ids: Vec<String> = events.map(|e| e.event.id.to_string()).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_lost_and_nothing_comes_twice(
+            (events, totals, dropped) in (lanes(), lanes(), lanes()),
+            online in prop::option::of(1_u32..9),
+        ) {
+            let frame = frame(&events, &totals, &dropped, online);
+            let split = Split::new(&frame, COMPRESSION);
+            let mut all: Vec<String> = frame.events.iter().map(|e| e.event.id.to_string()).collect();
+            all.sort_unstable();
+            let three = [&split.important, &split.ordered, &split.sampled];
+            let two = [&split.important, &split.rest];
+            for parts in [&three[..], &two[..]] {
+                prop_assert_eq!(seqs(parts.iter().copied()), all.clone());
+                let sum = |count: fn(&Frame) -> usize| -> usize {
+                    parts.iter().copied().flatten().map(|part| count(part.frame())).sum()
+                };
+                prop_assert_eq!(sum(|f| f.totals.len()), totals.len());
+                prop_assert_eq!(sum(|f| f.dropped.len()), dropped.len());
+                let told = parts.iter().copied().flatten().any(|part| part.frame().online.is_some());
+                prop_assert_eq!(told, online.is_some());
+                let stands_for: u64 =
+                    parts.iter().copied().flatten().map(|part| part.frame().represents).sum();
+                let carried = parts.iter().any(|part| part.is_some());
+                prop_assert_eq!(stands_for, if carried { frame.represents } else { 0 });
+            }
+        }
+
+        #[test]
+        fn each_part_holds_its_lane_and_only_what_is_in_order_covers_numbers(
+            (events, totals) in (lanes(), lanes()),
+        ) {
+            let frame = frame(&events, &totals, &[], None);
+            let Split { important, ordered, sampled, rest } = Split::new(&frame, COMPRESSION);
+            let covers = |part: &Option<Arc<SharedFrame>>| {
+                part.as_ref().is_some_and(|p| p.frame().first_seq <= p.frame().last_seq)
+            };
+            prop_assert!(!covers(&important) && !covers(&sampled));
+            prop_assert_eq!(covers(&ordered), ordered.is_some() && !events.is_empty());
+            let lane = |part: &Option<Arc<SharedFrame>>, lane| {
+                let mut events = part.iter().flat_map(|p| p.frame().events.iter());
+                events.all(|e| e.event.kind.lane == lane)
+            };
+            prop_assert!(lane(&important, Lane::Important));
+            prop_assert!(lane(&ordered, Lane::Ordered));
+            prop_assert!(lane(&sampled, Lane::Sampled));
+            prop_assert_eq!(rest.is_some(), ordered.is_some() || sampled.is_some());
+        }
+    }
+
+    #[test]
+    fn the_count_of_viewers_needs_a_datagram_only_where_nothing_else_goes() {
+        let beside = Split::new(&frame(&[Lane::Ordered], &[], &[], Some(5)), COMPRESSION);
+        assert!(beside.sampled.is_none());
+        assert_eq!(beside.ordered.expect("talk").frame().online, Some(5));
+        let alone = Split::new(&frame(&[Lane::Important], &[], &[], Some(5)), COMPRESSION);
+        assert!(alone.ordered.is_none());
+        assert_eq!(alone.sampled.expect("a count").frame().online, Some(5));
+    }
+}

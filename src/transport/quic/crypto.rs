@@ -11,7 +11,7 @@ use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
 use rustls::version::TLS13;
 use thiserror::Error;
 
-use super::ALPN;
+use super::{ALPN, session};
 use super::settings::Settings;
 use super::steer::Ids;
 use crate::tls::provider;
@@ -48,7 +48,9 @@ pub fn server(
     tls.ticketer = Ticketer::new()?;
     tls.session_storage = Arc::new(NoServerSessionStorage {});
     tls.send_tls13_tickets = 1;
-    let crypto = QuicServerConfig::try_from(tls)?;
+    let tls = Arc::new(tls);
+    let initial = QuicServerConfig::try_from(Arc::clone(&tls))?;
+    let crypto = session::Config::new(initial, tls);
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(settings.transport());
     Ok(Arc::new(config))

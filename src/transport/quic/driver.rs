@@ -109,10 +109,11 @@ impl Driver {
         }
         while let Some((link, heard)) = self.next_heard() {
             self.tell(shard, listener, link, heard);
+            // What ends in one step is gone from its rooms before the next.
+            shard.settle(now);
         }
-        shard.settle(now);
         self.endpoint.borrow_mut().flush(instant);
-        Ok(more)
+        Ok(more || self.has_news())
     }
 
     fn next_heard(&self) -> Option<(Link, Heard)> {
@@ -143,6 +144,12 @@ impl Driver {
             Heard::Gone => shard.hung_up(key),
             Heard::Message(_) | Heard::Opened => {}
         }
+    }
+
+    /// Whether a connection has something to say.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        self.endpoint.borrow().has_heard()
     }
 
     /// Nobody new is let in.

@@ -169,7 +169,13 @@ impl Endpoint {
         self.table.heard.pop_front()
     }
 
-    /// A viewer has its row, or has none.
+    /// Whether a connection has something to say.
+    #[must_use]
+    pub fn has_heard(&self) -> bool {
+        !self.table.heard.is_empty()
+    }
+
+    /// A viewer has its row.
     pub fn opened(&mut self, link: Link, viewer: ViewerKey) {
         if let Some(peer) = self.table.peer(link) {
             peer.viewer = Some(viewer);
@@ -409,7 +415,7 @@ impl Table {
 
     /// Forgets connections that are over, unless a row still names them.
     fn remove_drained(&mut self) {
-        let Self { drained, peers, proto, open, handshakes, .. } = self;
+        let Self { drained, peers, proto, open, handshakes, stats, .. } = self;
         drained.retain(|&index| {
             let slot = &mut peers[index as usize];
             if slot.as_ref().is_some_and(|peer| peer.viewer.is_some()) {
@@ -417,7 +423,10 @@ impl Table {
             }
             if let Some(peer) = slot.take() {
                 *open -= 1;
-                *handshakes -= usize::from(peer.handshaking);
+                if peer.handshaking {
+                    *handshakes -= 1;
+                    stats.failed += 1;
+                }
                 proto.handle_event(ConnectionHandle(index as usize), EndpointEvent::drained());
             }
             false

@@ -184,8 +184,8 @@ impl Peer {
                 Err(quinn_proto::ReadError::Reset(_)) => break true,
             }
         };
-        // Credit for what was read goes out with the next packet.
-        self.dirty |= chunks.finalize().should_transmit();
+        // Credit for what was read goes out when the connection has been asked.
+        let _ = chunks.finalize();
         if ended {
             heard(Heard::Left);
         }

@@ -138,11 +138,11 @@ describe("over WebTransport", () => {
       await view.until((last) => window.seen.titles.includes(last), titles.at(-1), 90_000);
       const seen = await view.seen();
       whole(seen);
-      assert.deepEqual(seen.titles.slice(-5), titles);
+      assert.deepEqual(seen.titles.filter((title) => title.startsWith(signal)), titles);
       assert.equal(seen.states.at(-1).epoch, before.states.at(-1).epoch, "one numbering");
       assert.ok(seen.opened.length > before.opened.length);
       assert.equal(seen.opened.at(-1), "webtransport");
-      if (signal === "SIGTERM") assert.deepEqual(seen.closed.at(-1), { code: 3000, reason: "drain", returns: true });
+      assert.equal(seen.closed.at(-1).returns, true);
       await view.until(() => document.querySelector("#state").dataset.state === "live", null, 60_000);
       await view.shot(`after-${signal.toLowerCase()}`);
     });

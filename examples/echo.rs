@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use tidegate::clock::Clock;
-use tidegate::config::Config;
+use tidegate::config::{Config, Plaintext};
 use tidegate::engine::confirm;
 use tidegate::engine::delivery::{Bounds, LadderSettings};
 use tidegate::engine::ids::ShardId;
@@ -24,6 +24,7 @@ use tidegate::shard::home::{Announce, HomeSettings};
 use tidegate::shard::intake::IntakeSettings;
 use tidegate::shard::peers::LocalShards;
 use tidegate::shard::{Shard, ShardSettings};
+use tidegate::tls::Identity;
 use tidegate::transport::websocket::decode::Inbound;
 use tidegate::transport::websocket::handshake::Policy;
 use tidegate::transport::websocket::reader::Listener;
@@ -31,6 +32,7 @@ use tidegate::wire::deflate::Deflater;
 use tidegate::wire::frame;
 use tidegate::wire::shared::Compression;
 use tidegate::worker::accept::{Edge, start};
+use tidegate::worker::entrance::Entrance;
 use tidegate::worker::{ReadLimits, Worker};
 use tokio::sync::{Semaphore, mpsc, watch};
 
@@ -46,6 +48,9 @@ struct Arguments {
     /// Do not offer permessage-deflate.
     #[arg(long)]
     no_compression: bool,
+    /// Speak TLS as well, with a certificate that nobody signed.
+    #[arg(long)]
+    tls: bool,
 }
 
 struct Echo(Deflater);
@@ -118,7 +123,10 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     let address = SocketAddr::from(([127, 0, 0, 1], arguments.port));
     let socket = tokio::net::TcpListener::bind(address).await?;
     let (arrivals, arrived) = mpsc::unbounded_channel();
+    let stats = Arc::new(EdgeStats::default());
+    let identity = arguments.tls.then(|| Identity::development(clock.now())).transpose()?;
     let edge = Rc::new(Edge {
+        entrance: Entrance::new(identity.as_ref(), Plaintext::Always, Arc::clone(&stats)),
         policy: Policy {
             origins: vec!["*".to_owned()],
             compression: !arguments.no_compression,
@@ -128,7 +136,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
         router: axum::Router::new(),
         api: None,
         max_streams: 1,
-        stats: Arc::new(EdgeStats::default()),
+        stats,
         handshake_timeout: Duration::from_secs(10),
         max_header: 16_384,
         max_connections: 1_000,

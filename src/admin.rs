@@ -34,6 +34,7 @@ use crate::log::{Log, LogState};
 use crate::shard::peers::{LocalShards, Message, Path as _};
 use crate::shard::stats::ShardStats;
 use crate::telemetry::{CONTENT_TYPE as METRICS_TYPE, Process, Scrape, TraceScrape, render};
+use crate::tls::Identity;
 use crate::trace::Watch;
 use crate::trace::otlp::ExportStats;
 
@@ -61,6 +62,7 @@ pub struct Observer {
     kinds: Arc<Kinds>,
     log: Option<Arc<Log>>,
     tracing: Tracing,
+    identity: Option<Identity>,
     clock: Clock,
     leaving: AtomicBool,
     last: Mutex<Vec<ShardStats>>,
@@ -85,10 +87,17 @@ impl Observer {
             kinds,
             log,
             tracing,
+            identity: None,
             clock,
             leaving: AtomicBool::new(false),
             last: Mutex::default(),
         }
+    }
+
+    /// Whose certificate there is to report of.
+    #[must_use]
+    pub fn with_identity(self, identity: Option<Identity>) -> Self {
+        Self { identity, ..self }
     }
 
     /// From now on the server is not ready.
@@ -186,6 +195,7 @@ async fn metrics(State(observer): State<Arc<Observer>>) -> Response<Body> {
             watch: &tracing.watch,
             export: tracing.export.as_deref(),
         },
+        certificate: observer.identity.as_ref().map(Identity::reloads),
         process: read_process().unwrap_or_default(),
     };
     let mut response = Response::new(Body::from(render(&scrape)));

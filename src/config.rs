@@ -18,6 +18,7 @@ mod keys;
 mod kinds;
 mod load;
 mod quic;
+mod tls;
 mod trace;
 mod tree;
 mod validate;
@@ -45,6 +46,7 @@ pub use keys::{KeyMaterial, load as load_keys};
 pub use kinds::{AckName, KindConfig, LaneName, MergeKeyName, MergeName};
 pub use load::{ConfigOrigin, Loaded};
 pub use quic::Quic;
+pub use tls::{Plaintext, Tls};
 pub use trace::Trace;
 
 pub use crate::engine::draft::{MAX_ID_BYTES, MAX_KEY_BYTES, MAX_KIND_BYTES, MAX_USER_BYTES};
@@ -77,6 +79,8 @@ pub struct Config {
     pub default_kinds: bool = true,
     /// Listeners, threads and the end of the process.
     pub server: Server = Server::default(),
+    /// Certificates of the listening port, and connections without TLS.
+    pub tls: Tls = Tls::default(),
     /// What one viewer connection may do.
     pub websocket: WebSocket = WebSocket::default(),
     /// Viewers over QUIC and WebTransport.
@@ -110,8 +114,8 @@ pub struct Config {
 section! {
 /// `[server]`: listeners, threads and the end of the process.
 pub struct Server {
-    /// Where viewers and publishers connect (HTTP and WebSocket). Default
-    /// `127.0.0.1:7400`. Beyond loopback only with keys in `[auth]`. Port 0 lets
+    /// Where viewers and publishers connect (HTTP and WebSocket, with TLS and
+    /// without: see `[tls]`). Default `127.0.0.1:7400`. Beyond loopback only with keys in `[auth]`. Port 0 lets
     /// the system choose.
     pub listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7400)),
     /// Where operators connect: metrics, health, console. Default

@@ -11,6 +11,8 @@ use axum::extract::State;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use axum::http::{Response, StatusCode};
 use axum::routing::get;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use tokio::sync::oneshot;
 use tokio::time::sleep;
@@ -23,6 +25,7 @@ use crate::engine::ids::RoomId;
 use crate::engine::kind::Kinds;
 use crate::ingress::answer::{ApiError, json as json_answer};
 use crate::shard::peers::{LocalShards, Message, Origin, Path as _, Placement as _};
+use crate::tls::Identity;
 
 /// The library of `clients/js`, built. It is committed, so that the server builds
 /// without Node; a test of the library rebuilds it and compares.
@@ -40,14 +43,17 @@ const IDLE: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct Tokens {
     auth: Arc<Authenticator>,
+    identity: Option<Identity>,
     clock: Clock,
 }
 
 impl Tokens {
-    /// With the server's own key.
+    /// With the server's own key; `identity` tells pages of a certificate that was
+    /// made for development.
     #[must_use]
-    pub fn new(auth: &Arc<Authenticator>, clock: Clock) -> Self {
-        Self { auth: Arc::clone(auth), clock }
+    pub fn new(auth: &Arc<Authenticator>, identity: Option<&Identity>, clock: Clock) -> Self {
+        let identity = identity.filter(|identity| identity.is_development()).cloned();
+        Self { auth: Arc::clone(auth), identity, clock }
     }
 
     fn mint(&self, user: &str, role: Role) -> Result<String, ApiError> {
@@ -80,6 +86,7 @@ pub fn router(tokens: Tokens) -> Router {
             get(|| async { file(include_str!("demo/page/icon.svg"), "image/svg+xml") }),
         )
         .route("/demo/session", get(session))
+        .route("/demo/certificate", get(certificate))
         .with_state(tokens)
 }
 
@@ -100,6 +107,25 @@ async fn session(State(tokens): State<Tokens>) -> Result<Response<Body>, ApiErro
         "viewer_token": tokens.mint(&user, Role::Viewer)?,
         "publisher_token": tokens.mint("im-service", Role::Publisher)?,
     });
+    let mut response = json_answer(StatusCode::OK, body.to_string().into_bytes());
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+/// What a page needs to trust the development certificate by its hash: that of
+/// the present one, and of earlier ones while they hold, in base64.
+async fn certificate(State(tokens): State<Tokens>) -> Result<Response<Body>, ApiError> {
+    let now = tokens.clock.now();
+    let known = tokens.identity.map(|identity| identity.fingerprints(now)).unwrap_or_default();
+    let mut hashes = known.iter().map(|known| {
+        let sha256 = STANDARD.encode(known.sha256);
+        json!({"sha256": sha256, "expires_ms": known.expires.as_millis()})
+    });
+    let Some(mut body) = hashes.next() else {
+        let reason = "there is no certificate for development here";
+        return Err(ApiError::new(StatusCode::NOT_FOUND, "no_certificate", reason));
+    };
+    body["previous"] = hashes.collect();
     let mut response = json_answer(StatusCode::OK, body.to_string().into_bytes());
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)

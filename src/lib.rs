@@ -6,6 +6,8 @@
 //! encodes the room's frame once; every [`shard`] that has viewers of the room
 //! fans it out; [`transport`] speaks to the viewers.
 //!
+//! Who the server is towards them, and TLS, is in [`tls`].
+//!
 //! One thread per shard, each with its own single-threaded runtime, listening
 //! socket, viewers and rooms ([`worker`]). [`server`] starts and drains them,
 //! [`admin`] shows operators what they do ([`telemetry`] names the numbers).

@@ -6,6 +6,7 @@
 //! [`worker::descriptors`](crate::worker::descriptors) for why that matters.
 
 mod durable;
+mod identity;
 mod quic;
 mod traces;
 
@@ -29,7 +30,7 @@ use tracing::{info, warn};
 use crate::admin::{self, Observer};
 use crate::auth::{Authenticator, DevKey};
 use crate::clock::Clock;
-use crate::config::{Config, ConfigOrigin};
+use crate::config::{Config, ConfigOrigin, Plaintext};
 use crate::demo;
 use crate::engine::confirm;
 use crate::engine::ids::ShardId;
@@ -51,6 +52,7 @@ use crate::transport::session::Session;
 use crate::transport::websocket::handshake::Policy;
 use crate::wire::shared::Compression;
 use crate::worker::accept::{self, Edge};
+use crate::worker::entrance::Entrance;
 use crate::worker::{ReadLimits, Worker, descriptors};
 
 /// Connections the kernel holds for a shard that is busy.
@@ -79,6 +81,7 @@ struct Plan {
     auth: Arc<Authenticator>,
     kinds: Arc<Kinds>,
     limits: Arc<CallerLimits>,
+    identity: Option<Identity>,
     demo: bool,
     shards: u16,
     max_connections: usize,
@@ -124,8 +127,10 @@ impl Plan {
             anyhow::anyhow!("{}", lines.join("\n"))
         })?;
         let seed = rand::random();
+        let clock = Clock::start();
         Ok(Self {
-            clock: Clock::start(),
+            clock,
+            identity: identity::open(&config, clock)?,
             auth: Arc::new(auth),
             kinds: Arc::new(config.kinds()),
             limits: Arc::new(CallerLimits::new(&config.limit_settings(seed))),
@@ -193,11 +198,6 @@ impl Plan {
     }
 
     fn start_shards(&self) -> anyhow::Result<Running> {
-        let loopback = self.config.server.listen.ip().is_loopback();
-        let identity = match loopback {
-            true => Some(Identity::development(self.clock.now()).context("certificate")?),
-            false => None,
-        };
         let limit = self.config.ingress.mailbox_events;
         let (peers, inboxes) = LocalShards::new(
             self.shards,
@@ -222,7 +222,8 @@ impl Plan {
         };
         // After the log: its directory is there now.
         let most = self.max_connections;
-        let mut quic = quic::Shared::new(&self.config, identity.as_ref(), self.shards, most)?;
+        let identity = self.identity.as_ref();
+        let mut quic = quic::Shared::new(&self.config, identity, self.shards, most)?;
         for (index, (inbox, runtime)) in inboxes.into_iter().zip(runtimes).enumerate() {
             let stats = Arc::new(EdgeStats::default());
             let rooms = left.get_mut(index).map(std::mem::take).unwrap_or_default();
@@ -284,7 +285,11 @@ impl Plan {
             separate: config.server.separate_descriptors,
             max_connections: self.max_connections,
             api,
-            demo: self.demo.then(|| demo::Tokens::new(&self.auth, self.clock)),
+            identity: self.identity.clone(),
+            plaintext: config.tls.plaintext,
+            demo: self
+                .demo
+                .then(|| demo::Tokens::new(&self.auth, self.identity.as_ref(), self.clock)),
             policy: Policy {
                 origins: config.websocket.allowed_origins.clone(),
                 compression: config.websocket.compression,
@@ -301,7 +306,7 @@ impl Plan {
 
     async fn serve(self, mut running: Running) -> anyhow::Result<()> {
         let exporting = running.tracing.start();
-        let observer = Arc::new(Observer::new(
+        let observer = Observer::new(
             Arc::clone(&running.peers),
             running.stats.clone(),
             Arc::clone(&self.auth),
@@ -313,7 +318,8 @@ impl Plan {
                 export: running.tracing.stats.clone(),
             },
             self.clock,
-        ));
+        );
+        let observer = Arc::new(observer.with_identity(self.identity.clone()));
         let admin = bind(self.config.server.admin_listen)
             .and_then(tokio::net::TcpListener::from_std)
             .with_context(|| format!("cannot listen on {}", self.config.server.admin_listen))?;
@@ -323,6 +329,9 @@ impl Plan {
             let feed = demo::feed(Arc::clone(&running.peers), Arc::clone(&self.kinds), self.clock);
             tokio::spawn(feed)
         });
+        let watch = self.identity.as_ref();
+        let watch = watch.map(|identity| identity::watch(identity, &self.config, self.clock));
+        let watch = watch.transpose()?;
         let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
         self.announce(running.address, admin_address);
@@ -331,8 +340,8 @@ impl Plan {
             _ = interrupt.recv() => {}
         }
         observer.leave();
-        if let Some(feed) = feed {
-            feed.abort();
+        for task in feed.into_iter().chain(watch) {
+            task.abort();
         }
         self.drain(running).await;
         exporting.finish().await;
@@ -343,12 +352,17 @@ impl Plan {
     fn announce(&self, address: SocketAddr, admin: SocketAddr) {
         info!(%address, %admin, shards = self.shards, "serving");
         let mut out = std::io::stdout();
+        let only_tls = self.identity.is_some() && self.config.tls.plaintext == Plaintext::Never;
+        let scheme = if only_tls { "https" } else { "http" };
         let mut lines = format!(
-            "tidegate {} serving on http://{address} (operators: http://{admin}/metrics)\n",
+            "tidegate {} serving on {scheme}://{address} (operators: http://{admin}/metrics)\n",
             env!("CARGO_PKG_VERSION")
         );
         if self.demo {
-            lines += &format!("demo: http://{address}/demo\n");
+            lines += &format!("demo: {scheme}://{address}/demo\n");
+        }
+        if let Some(identity) = &self.identity {
+            lines += &identity::announce(identity, self.clock).unwrap_or_default();
         }
         // Nobody may be reading standard output; the log says the same.
         let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
@@ -396,6 +410,8 @@ struct ShardStart {
     separate: bool,
     max_connections: usize,
     api: Arc<Api>,
+    identity: Option<Identity>,
+    plaintext: Plaintext,
     demo: Option<demo::Tokens>,
     policy: Policy,
     max_header: usize,
@@ -433,7 +449,9 @@ impl ShardStart {
         }
         let (arrivals, arrived) = mpsc::unbounded_channel();
         let message_timeout = self.handshake_timeout;
+        let stats = Arc::clone(&self.stats);
         let edge = Rc::new(Edge {
+            entrance: Entrance::new(self.identity.as_ref(), self.plaintext, stats),
             policy: self.policy,
             upgrade_path: "/v1/ws",
             router: routes,

@@ -24,6 +24,7 @@ mod pending;
 pub mod rebase;
 mod receipts;
 pub mod room;
+pub mod secure;
 pub mod stats;
 mod traces;
 mod viewer;

@@ -9,6 +9,7 @@ mod delivery;
 mod overload;
 mod quic;
 mod slow;
+mod tls;
 mod trace;
 
 pub use trace::TraceScrape;
@@ -22,6 +23,7 @@ use crate::engine::stats::DropReason;
 use crate::ingress::stats::{EdgeStats, GRPC_RESULTS, HANDSHAKES, REFUSALS, ROUTES, STATUSES};
 use crate::log::LogStats;
 use crate::shard::stats::{Histogram, JOIN_RESULTS, PUBLISH_REFUSALS, ShardStats};
+use crate::tls::Reloads;
 use crate::wire::Format;
 use crate::wire::close::CloseReason;
 use crate::wire::message::ClientMessage;
@@ -45,6 +47,8 @@ pub struct Scrape<'a> {
     pub log: Option<LogStats>,
     /// Following events.
     pub trace: TraceScrape<'a>,
+    /// Of the certificate, if there is one.
+    pub certificate: Option<Reloads>,
     /// What the kernel says of the process.
     pub process: Process,
 }
@@ -77,6 +81,7 @@ pub fn render(scrape: &Scrape<'_>) -> String {
     viewers(&mut text, &total);
     connections(&mut text, &total, scrape.edges);
     grpc(&mut text, scrape.edges);
+    tls::tls(&mut text, scrape);
     shards(&mut text, scrape);
     delivery::delivery(&mut text, &total, scrape);
     overload::overload(&mut text, &total, scrape);
@@ -431,6 +436,7 @@ mod tests {
             draining: false,
             log: Some(LogStats::default()),
             trace: TraceScrape { rules: 0, watch: &watch, export: None },
+            certificate: None,
             process: Process::default(),
         };
         let text = render(&scrape);

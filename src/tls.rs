@@ -13,6 +13,7 @@
 //! would depend on which dependency is asked first.
 
 pub mod certificate;
+pub mod channel;
 pub mod development;
 pub mod reload;
 

@@ -14,7 +14,9 @@
 
 pub mod accept;
 pub mod descriptors;
+pub mod entrance;
 pub mod preface;
+pub mod stream;
 
 use std::io;
 use std::rc::Rc;
@@ -192,7 +194,10 @@ impl<L: Listener> Worker<L> {
 
     fn admit(&mut self, arrival: Arrival) {
         let now = self.clock.now();
-        let key = self.shard.open(arrival.stream, arrival.format);
+        let key = match arrival.channel {
+            None => self.shard.open(arrival.stream, arrival.format),
+            Some(channel) => self.shard.open_secure(arrival.stream, channel, arrival.format),
+        };
         let leftover = &arrival.leftover;
         self.reader.watch(&mut self.shard, key, leftover, &mut self.listener, now);
     }

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use tidegate::config::{Config, ConfigErrors, ConfigOrigin};
@@ -112,6 +113,9 @@ fn the_environment_overrides_every_leaf() {
             ("durable.directory", _) => "elsewhere".into(),
             ("trace.otlp_endpoint", _) => "http://collector:4318".into(),
             ("trace.service_name", _) => "edge".into(),
+            ("tls.certificate", _) => certificate().0.into(),
+            ("tls.key", _) => certificate().1.into(),
+            ("tls.plaintext", _) => "never".into(),
             ("log.filter", _) => "warn".into(),
             ("log.format", _) => "json".into(),
             ("websocket.allowed_origins", _) => r#"["https://a.example"]"#.into(),
@@ -157,6 +161,23 @@ fn the_environment_overrides_every_leaf() {
     assert!(seen > 150, "{seen} leaves");
 }
 
+/// Files with a certificate and its key.
+fn certificate() -> (&'static str, &'static str) {
+    static FILES: OnceLock<(tempfile::TempDir, [String; 2])> = OnceLock::new();
+    let (_, [certificate, key]) = FILES.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let made = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
+        let texts = [made.cert.pem(), made.signing_key.serialize_pem()];
+        let paths = ["certificate.pem", "key.pem"].map(|name| folder.path().join(name));
+        for (path, text) in paths.iter().zip(texts) {
+            std::fs::write(path, text).unwrap();
+        }
+        let names = paths.map(|path| path.to_str().unwrap().to_owned());
+        (folder, names)
+    });
+    (certificate, key)
+}
+
 /// What must change with `path` so that no rule between fields is broken.
 fn companions(path: &str) -> Vec<(String, &'static str)> {
     let Some((kind, field)) = path.rsplit_once('.') else { return Vec::new() };
@@ -165,6 +186,8 @@ fn companions(path: &str) -> Vec<(String, &'static str)> {
         fields.iter().map(|(field, value)| (format!("{prefix}{field}"), *value)).collect()
     };
     match (field, kind) {
+        ("certificate", "tls") => set(&[("KEY", certificate().1)]),
+        ("key", "tls") => set(&[("CERTIFICATE", certificate().0)]),
         ("idle_reset_ms", "kinds.gift") => Vec::new(),
         ("idle_reset_ms", _) => set(&[("MERGE", "sum"), ("BY", "user_key")]),
         ("lane", "kinds.follow" | "kinds.fansclub" | "kinds.enter") => set(&[("MERGE", "append")]),

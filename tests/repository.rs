@@ -22,7 +22,7 @@ use source::{
 
 /// Which modules of the crate a module may name. A lower one never names a
 /// higher one: main → server → worker → {admin, demo} → {ingress, transport} →
-/// shard → wire → engine; clock, limits, config and auth stand beside shard. `telemetry`
+/// shard → wire → engine; clock, limits, tls, config and auth stand beside shard. `telemetry`
 /// reads the plain counters of all below it, so nothing but `admin` and above
 /// names it.
 const IMPORTS: &[(&str, &[&str])] = &[
@@ -31,12 +31,16 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("wire", &["engine"]),
     ("log", &["engine", "clock"]),
     ("limits", &["engine"]),
-    ("config", &["engine", "limits"]),
+    ("tls", &["engine", "clock"]),
+    ("config", &["engine", "limits", "clock", "tls"]),
     ("auth", &["engine", "config"]),
     ("trace", &["engine", "clock"]),
-    ("shard", &["engine", "wire", "clock", "limits", "log", "trace"]),
-    ("telemetry", &["engine", "wire", "shard", "ingress", "log", "trace"]),
-    ("transport", &["engine", "wire", "shard", "clock", "config", "auth", "limits", "trace"]),
+    ("shard", &["engine", "wire", "clock", "limits", "log", "trace", "tls"]),
+    ("telemetry", &["engine", "wire", "shard", "ingress", "log", "trace", "tls"]),
+    (
+        "transport",
+        &["engine", "wire", "shard", "clock", "config", "auth", "limits", "trace", "tls"],
+    ),
     ("ingress", &["engine", "wire", "shard", "clock", "config", "auth", "limits", "trace"]),
     (
         "admin",
@@ -51,9 +55,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "ingress",
             "log",
             "trace",
+            "tls",
         ],
     ),
-    ("demo", &["engine", "wire", "shard", "clock", "config", "auth", "ingress"]),
+    ("demo", &["engine", "wire", "shard", "clock", "config", "auth", "ingress", "tls"]),
     (
         "worker",
         &[
@@ -68,6 +73,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "ingress",
             "admin",
             "demo",
+            "tls",
         ],
     ),
     (
@@ -88,6 +94,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "limits",
             "log",
             "trace",
+            "tls",
         ],
     ),
     ("client", &["engine", "clock", "wire"]),

@@ -25,6 +25,7 @@ const EVENT_OVERHEAD: usize = 1_024;
 pub(super) fn check(config: &Config, auth_unread: bool) -> Vec<ConfigError> {
     let mut check = Check { errors: Vec::new() };
     server(config, auth_unread, &mut check);
+    super::tls::check(config, &mut check);
     websocket(config, &mut check);
     super::quic::check(&config.quic, config.websocket.max_message_bytes, &mut check);
     rooms(config, &mut check);

@@ -12,8 +12,11 @@ pub const ROUTES: [&str; 9] =
 pub const STATUSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 
 /// Outcomes of a WebSocket handshake, as metrics name them.
-pub const HANDSHAKES: [&str; 7] = [
+pub const HANDSHAKES: [&str; 10] = [
     "accepted",
+    "bad_tls",
+    "tls_off",
+    "tls_required",
     "bad_handshake",
     "foreign_origin",
     "no_subprotocol",
@@ -21,6 +24,17 @@ pub const HANDSHAKES: [&str; 7] = [
     "aborted",
     "gave_way",
 ];
+
+/// Versions of TLS, as metrics name them.
+pub const TLS_VERSIONS: [&str; 2] = ["1.2", "1.3"];
+
+/// Whether a TLS session was new or resumed, as metrics name it.
+pub const TLS_SESSIONS: [&str; 2] = ["new", "resumed"];
+
+/// Why a TLS handshake failed, as metrics name it: no TLS that could be
+/// understood; no version, cipher or protocol in common; the client refused (the
+/// certificate, mostly); the connection ended or was ended before.
+pub const TLS_FAILURES: [&str; 4] = ["malformed", "incompatible", "alert", "unfinished"];
 
 /// Why an event was refused before it reached a room.
 pub const REFUSALS: [&str; 11] = [
@@ -55,6 +69,10 @@ pub struct EdgeStats {
     pub handshaking: AtomicU64,
     /// By [`HANDSHAKES`].
     pub handshakes: [AtomicU64; HANDSHAKES.len()],
+    /// TLS handshakes, by [`TLS_VERSIONS`] and [`TLS_SESSIONS`].
+    pub tls_handshakes: [[AtomicU64; TLS_SESSIONS.len()]; TLS_VERSIONS.len()],
+    /// By [`TLS_FAILURES`].
+    pub tls_failures: [AtomicU64; TLS_FAILURES.len()],
     /// By [`ROUTES`] and [`STATUSES`].
     pub requests: [[AtomicU64; STATUSES.len()]; ROUTES.len()],
     /// By [`REFUSALS`].
@@ -82,6 +100,11 @@ impl EdgeStats {
     /// Counts a handshake.
     pub fn handshake(&self, outcome: &str) {
         self.handshakes[position(&HANDSHAKES, outcome)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a TLS handshake that failed.
+    pub fn tls_failed(&self, reason: &str) {
+        self.tls_failures[position(&TLS_FAILURES, reason)].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts an answered request of a gRPC stream.

@@ -11,17 +11,16 @@
 
 use std::io::{self, Write};
 use std::net::TcpStream;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::outlet::{Carrier, Link, Outlet};
+use super::outlet::{Carrier, NonMaxLink, outlet};
 use super::pending::Pending;
 use super::rebase::{Located, Rebases};
-use super::room::{BACKLOGGED, INDIRECT};
+use super::secure::Secured;
 use super::stats::ShardStats;
 use crate::engine::delivery::{Ask, Cut, LadderSettings, Rung, Verdict};
 use crate::engine::ids::RoomId;
@@ -113,9 +112,11 @@ impl Row {
 pub struct Connections {
     /// Kept apart from the rows, four bytes each: the fan-out loop touches
     /// nothing else of a viewer.
-    streams: Vec<Option<TcpStream>>,
+    pub(super) streams: Vec<Option<TcpStream>>,
+    /// Of those among them that are on TLS.
+    pub(super) secured: Secured,
     /// Of those that have no socket of their own.
-    links: Vec<Option<NonMaxLink>>,
+    pub(super) links: Vec<Option<NonMaxLink>>,
     pub(super) carrier: Option<Box<dyn Carrier>>,
     rows: Vec<Row>,
     free: Vec<u32>,
@@ -148,6 +149,7 @@ impl Connections {
     pub fn new(ladder: LadderSettings, started: Time) -> Self {
         Self {
             streams: Vec::new(),
+            secured: Secured::default(),
             links: Vec::new(),
             carrier: None,
             rows: Vec::new(),
@@ -167,14 +169,8 @@ impl Connections {
         key
     }
 
-    /// Takes over a viewer that the carrier brings.
-    pub fn open_carried(&mut self, link: Link, burst: u32, now: Time) -> ViewerKey {
-        let key = self.row_for(Format::Stream, burst, now);
-        self.links[key.index as usize] = NonMaxLink::new(link);
-        key
-    }
-
-    fn row_for(&mut self, format: Format, burst: u32, now: Time) -> ViewerKey {
+    /// A row for a new viewer.
+    pub(super) fn row_for(&mut self, format: Format, burst: u32, now: Time) -> ViewerKey {
         let index = self.free.pop().unwrap_or_else(|| {
             self.streams.push(None);
             self.links.push(None);
@@ -272,26 +268,6 @@ impl Connections {
     #[must_use]
     pub fn stream(&self, index: u32) -> Option<&TcpStream> {
         self.streams.get(index as usize)?.as_ref()
-    }
-
-    /// How a viewer's carrier knows it.
-    #[must_use]
-    pub(super) fn link(&self, index: u32) -> Option<Link> {
-        self.links.get(index as usize)?.map(NonMaxLink::get)
-    }
-
-    /// Where a viewer's bytes go.
-    pub(super) fn outlet(&mut self, index: u32) -> Option<Outlet<'_>> {
-        let Self { streams, links, carrier, .. } = self;
-        outlet(streams, links, carrier, index)
-    }
-
-    /// What a room must know of a viewer.
-    #[must_use]
-    pub fn marks(&self, index: u32) -> u8 {
-        let backlogged = if self.has_backlog(index) { BACKLOGGED } else { 0 };
-        let indirect = if self.link(index).is_some() { INDIRECT } else { 0 };
-        backlogged | indirect
     }
 
     /// Whether input of this connection still counts.
@@ -430,7 +406,7 @@ impl Connections {
     /// The socket takes bytes again: everything that waits goes, until it blocks.
     pub fn flush(&mut self, key: ViewerKey, stats: &mut ShardStats, now: Time) {
         let row = self.rows.get(key.index as usize);
-        if row.is_some_and(|row| row.generation == key.generation) {
+        if row.is_some_and(|row| row.generation == key.generation) && self.flush_sealed(key) {
             self.write_out(key.index, stats, now);
         }
     }
@@ -443,10 +419,10 @@ impl Connections {
     }
 
     fn write_out(&mut self, index: u32, stats: &mut ShardStats, now: Time) {
-        let Self { streams, links, carrier, rows, .. } = self;
+        let Self { streams, secured, links, carrier, rows, .. } = self;
         let row = &mut rows[index as usize];
         let Some(pending) = &mut row.pending else { return };
-        let Some(mut outlet) = outlet(streams, links, carrier, index) else { return };
+        let Some(mut outlet) = outlet(streams, secured, links, carrier, index) else { return };
         if pending.write_out(&mut outlet, row.format, &self.ladder, stats, now).is_err() {
             let key = ViewerKey { index, generation: row.generation };
             return self.end(key, CloseReason::Broken);
@@ -588,39 +564,13 @@ impl Connections {
         debug_assert!(row.memberships.is_empty(), "a released viewer is in no room");
         row.memberships = SmallVec::new();
         self.streams[key.index as usize] = None;
+        self.secured.release(key.index);
         let link = self.links[key.index as usize].take();
         if let (Some(link), Some(carrier)) = (link, &mut self.carrier) {
             carrier.release(link.get());
         }
         self.free.push(key.index);
     }
-}
-
-/// A link in four bytes, absent or not.
-#[derive(Debug, Clone, Copy)]
-struct NonMaxLink(NonZeroU32);
-
-impl NonMaxLink {
-    fn new(link: Link) -> Option<Self> {
-        NonZeroU32::new(!link).map(Self)
-    }
-
-    fn get(self) -> Link {
-        !self.0.get()
-    }
-}
-
-fn outlet<'a>(
-    streams: &'a [Option<TcpStream>],
-    links: &[Option<NonMaxLink>],
-    carrier: &'a mut Option<Box<dyn Carrier>>,
-    index: u32,
-) -> Option<Outlet<'a>> {
-    if let Some(stream) = streams.get(index as usize)? {
-        return Some(Outlet::Socket(stream));
-    }
-    let link = (*links.get(index as usize)?)?;
-    carrier.as_deref_mut().map(|carrier| Outlet::Carried(carrier, link.get()))
 }
 
 #[cfg(test)]

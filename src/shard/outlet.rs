@@ -8,12 +8,15 @@
 
 use std::io::{self, IoSlice, Write};
 use std::net::{Shutdown, TcpStream};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::connection::Connections;
+use super::connection::{Connections, ViewerKey};
+use super::room::{BACKLOGGED, INDIRECT};
+use super::secure::{Sealed, Secured};
 use super::stats::ShardStats;
 use crate::engine::delivery::Cut;
 use crate::engine::time::Time;
@@ -124,6 +127,8 @@ impl CarrierStats {
 pub(super) enum Outlet<'a> {
     /// To its own socket.
     Socket(&'a TcpStream),
+    /// To its own socket, over TLS.
+    Sealed(Sealed<'a>),
     /// By way of a carrier.
     Carried(&'a mut dyn Carrier, Link),
 }
@@ -133,6 +138,7 @@ impl Outlet<'_> {
     pub(super) fn write(&mut self, bytes: &Bytes) -> io::Result<usize> {
         match self {
             Outlet::Socket(stream) => stream.write(bytes),
+            Outlet::Sealed(sealed) => sealed.write(bytes),
             Outlet::Carried(carrier, link) => carrier.write(*link, bytes),
         }
     }
@@ -148,6 +154,7 @@ impl Outlet<'_> {
                     chunks.take(MAX_CHUNKS).map(|chunk| IoSlice::new(chunk)).collect();
                 stream.write_vectored(&chunks)
             }
+            Outlet::Sealed(sealed) => sealed.write_chunks(chunks),
             Outlet::Carried(carrier, link) => match chunks.next() {
                 Some(chunk) => carrier.write(*link, chunk),
                 None => Ok(0),
@@ -162,6 +169,7 @@ impl Outlet<'_> {
             Outlet::Socket(stream) => {
                 let _ = stream.shutdown(Shutdown::Write);
             }
+            Outlet::Sealed(sealed) => sealed.finish(),
             Outlet::Carried(carrier, link) => {
                 let code = reason.code().unwrap_or_default();
                 carrier.close(*link, code, reason.name());
@@ -170,7 +178,67 @@ impl Outlet<'_> {
     }
 }
 
+/// A link in four bytes, absent or not.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NonMaxLink(NonZeroU32);
+
+impl NonMaxLink {
+    pub(super) fn new(link: Link) -> Option<Self> {
+        NonZeroU32::new(!link).map(Self)
+    }
+
+    pub(super) fn get(self) -> Link {
+        !self.0.get()
+    }
+}
+
+/// The way out of a viewer, from the parts of [`Connections`] that it takes.
+pub(super) fn outlet<'a>(
+    streams: &'a [Option<TcpStream>],
+    secured: &'a mut Secured,
+    links: &[Option<NonMaxLink>],
+    carrier: &'a mut Option<Box<dyn Carrier>>,
+    index: u32,
+) -> Option<Outlet<'a>> {
+    if let Some(stream) = streams.get(index as usize)? {
+        return Some(match secured.outlet(index, stream) {
+            Some(sealed) => Outlet::Sealed(sealed),
+            None => Outlet::Socket(stream),
+        });
+    }
+    let link = (*links.get(index as usize)?)?;
+    carrier.as_deref_mut().map(|carrier| Outlet::Carried(carrier, link.get()))
+}
+
 impl Connections {
+    /// Takes over a viewer that the carrier brings.
+    pub fn open_carried(&mut self, link: Link, burst: u32, now: Time) -> ViewerKey {
+        let key = self.row_for(Format::Stream, burst, now);
+        self.links[key.index as usize] = NonMaxLink::new(link);
+        key
+    }
+
+    /// How a viewer's carrier knows it.
+    #[must_use]
+    pub(super) fn link(&self, index: u32) -> Option<Link> {
+        self.links.get(index as usize)?.map(NonMaxLink::get)
+    }
+
+    /// Where a viewer's bytes go.
+    pub(super) fn outlet(&mut self, index: u32) -> Option<Outlet<'_>> {
+        let Self { streams, secured, links, carrier, .. } = self;
+        outlet(streams, secured, links, carrier, index)
+    }
+
+    /// What a room must know of a viewer.
+    #[must_use]
+    pub fn marks(&self, index: u32) -> u8 {
+        let backlogged = if self.has_backlog(index) { BACKLOGGED } else { 0 };
+        let indirect = self.link(index).is_some() || self.is_secure(index);
+        let indirect = if indirect { INDIRECT } else { 0 };
+        backlogged | indirect
+    }
+
     /// Viewers may be carried from now on. Call before any is.
     pub fn attach_carrier(&mut self, carrier: Box<dyn Carrier>) {
         self.carrier = Some(carrier);
@@ -200,7 +268,14 @@ impl Connections {
     ) -> io::Result<bool> {
         if self.link(index).is_none() {
             let format = self.row(index).format;
-            return self.offer(index, frame, format, stats, now);
+            let offered = self.offer(index, frame, format, stats, now);
+            // Its own socket is broken: that is not being slow.
+            return Ok(offered.unwrap_or_else(|_| {
+                if let Some(key) = self.key_of(index) {
+                    self.end(key, CloseReason::Broken);
+                }
+                false
+            }));
         }
         match self.lanes(index, frame, stats)? {
             Some(rest) => self.offer(index, &rest, Format::Stream, stats, now),

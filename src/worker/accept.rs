@@ -8,15 +8,15 @@
 //! milliseconds, waits its turn, and a thousand silent connections shut nobody
 //! out.
 //!
-//! HTTP/1.1 and HTTP/2 with prior knowledge share the port ([`preface`] tells
-//! them apart) and all of these rules. On HTTP/2 the connection and each open
+//! HTTP/1.1 and HTTP/2 share the port, over TLS and in clear ([`entrance`](super::entrance) tells
+//! them apart), and all of these rules. On HTTP/2 the connection and each open
 //! gRPC stream take a place of an HTTP connection.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::TcpStream as StdStream;
+use std::net::{IpAddr, TcpStream as StdStream};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,7 +36,9 @@ use tokio::task::AbortHandle;
 use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
-use super::preface::{self, Prefixed};
+use super::entrance::{Begun, Entrance};
+use super::preface::Prefixed;
+use super::stream::Stream;
 use crate::clock::Clock;
 use crate::engine::time::Time;
 use crate::ingress::answer::ApiError;
@@ -44,6 +46,7 @@ use crate::ingress::grpc;
 use crate::ingress::http::{error_response, route_name, secure};
 use crate::ingress::intake::Api;
 use crate::ingress::stats::EdgeStats;
+use crate::tls::channel::Channel;
 use crate::transport::websocket::handshake::{self, Policy};
 use crate::wire::Format;
 
@@ -84,7 +87,6 @@ const GOODBYE: Duration = Duration::from_secs(1);
 const GOODBYE_PAUSE: Duration = Duration::from_millis(10);
 
 /// A socket whose upgrade is complete.
-#[derive(Debug)]
 pub struct Arrival {
     /// Non-blocking, known to no runtime.
     pub stream: StdStream,
@@ -92,12 +94,16 @@ pub struct Arrival {
     pub format: Format,
     /// Bytes that came behind the request.
     pub leftover: Bytes,
+    /// The TLS connection on it, if there is one.
+    pub channel: Option<Box<Channel>>,
 }
 
 /// What the connections of one shard share.
 pub struct Edge {
     /// Rules of the handshake.
     pub policy: Policy,
+    /// TLS, and who may be without.
+    pub entrance: Entrance,
     /// Path of the upgrade.
     pub upgrade_path: &'static str,
     /// Everything but the upgrade and gRPC.
@@ -170,8 +176,8 @@ async fn accept_loop(edge: Rc<Edge>, listener: TcpListener) {
         // Taken before the accept: what cannot be served waits in the kernel's
         // queue, which is bounded and costs nothing here.
         let Some(permit) = unheard.place(&edge).await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 warn!(%error, "no new connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -185,7 +191,8 @@ async fn accept_loop(edge: Rc<Edge>, listener: TcpListener) {
         }
         let outcome = Rc::new(Outcome::default());
         *outcome.place.borrow_mut() = Some(Place::new(permit, &edge.stats));
-        let task = tokio::task::spawn_local(serve(Rc::clone(&edge), stream, Rc::clone(&outcome)));
+        let serving = serve(Rc::clone(&edge), stream, peer.ip(), Rc::clone(&outcome));
+        let task = tokio::task::spawn_local(serving);
         unheard.push(edge.clock.now(), &outcome, task.abort_handle());
     }
 }
@@ -289,6 +296,8 @@ impl Drop for Http2 {
 #[derive(Default)]
 struct Outcome {
     agreed: Cell<Option<Format>>,
+    /// It came in clear, and may not.
+    must_use_tls: Cell<bool>,
     /// Given up with the first request.
     place: RefCell<Option<Place>>,
     /// Held from the first request on, unless it was an upgrade.
@@ -299,17 +308,24 @@ struct Outcome {
     heard: tokio::sync::Notify,
 }
 
-async fn serve(edge: Rc<Edge>, stream: TcpStream, outcome: Rc<Outcome>) {
+async fn serve(edge: Rc<Edge>, stream: TcpStream, peer: IpAddr, outcome: Rc<Outcome>) {
     let _counted = Counted::new(&edge);
     let mut deadline = std::pin::pin!(tokio::time::sleep(edge.handshake_timeout));
     let begun = tokio::select! {
         biased;
-        begun = preface::read(stream) => begun,
+        begun = edge.entrance.begin(stream, peer) => begun,
         () = &mut deadline => return edge.stats.handshake("timeout"),
     };
     match begun {
-        Ok((true, io)) => serve_http2(&edge, io, &outcome, deadline).await,
-        Ok((false, io)) => serve_http1(&edge, io, &outcome, deadline).await,
+        Ok(Some(Begun { http2, must_use_tls, io })) => {
+            outcome.must_use_tls.set(must_use_tls);
+            match http2 {
+                true => serve_http2(&edge, io, &outcome, deadline).await,
+                false => serve_http1(&edge, io, &outcome, deadline).await,
+            }
+        }
+        // It was counted.
+        Ok(None) => return,
         Err(error) => debug!(%error, "connection ended"),
     }
     if outcome.place.borrow_mut().take().is_some() {
@@ -347,15 +363,22 @@ async fn serve_http1(edge: &Rc<Edge>, io: Prefixed, outcome: &Rc<Outcome>, deadl
     match (finished, outcome.agreed.get()) {
         (Ok(parts), Some(format)) => {
             let (unread, stream) = parts.io.into_inner().into_parts();
-            let leftover = match unread.is_empty() {
+            let (stream, channel, undelivered) = match stream {
+                Stream::Clear(stream) => (stream, None, Bytes::new()),
+                Stream::Tls(stream) => {
+                    let (stream, channel, plain) = stream.into_parts();
+                    (stream, Some(Box::new(channel)), plain)
+                }
+            };
+            let leftover = match unread.is_empty() && undelivered.is_empty() {
                 true => parts.read_buf,
-                false => [parts.read_buf, unread].concat().into(),
+                false => [parts.read_buf, unread, undelivered].concat().into(),
             };
             match stream.into_std() {
                 Ok(stream) => {
                     edge.stats.handshake("accepted");
                     // The worker has ended: so does the connection.
-                    let _ = edge.arrivals.send(Arrival { stream, format, leftover });
+                    let _ = edge.arrivals.send(Arrival { stream, format, leftover, channel });
                 }
                 Err(error) => debug!(%error, "socket lost in the upgrade"),
             }
@@ -449,7 +472,10 @@ async fn answer(
     let _open = Arc::clone(&outcome.open);
     let route = route_name(request.method(), request.uri().path());
     let http2 = request.version() == Version::HTTP_2;
-    let (response, status) = if http2 && grpc::is_call(request.headers()) {
+    let is_call = http2 && grpc::is_call(request.headers());
+    let (response, status) = if outcome.must_use_tls.get() {
+        tls_required(&edge, is_call)
+    } else if is_call {
         call(&edge, &outcome, request).await
     } else {
         let response = if request.uri().path() == edge.upgrade_path {
@@ -462,6 +488,19 @@ async fn answer(
     };
     edge.stats.request(route, status.as_u16());
     Ok(response)
+}
+
+/// The answer to whoever came in clear and may not: whatever it sent has been read
+/// by others already, so that it should hear of it.
+fn tls_required(edge: &Edge, is_call: bool) -> (Response<Body>, StatusCode) {
+    edge.stats.handshake("tls_required");
+    let reason = "this server is reached over TLS only: https, wss";
+    let error = ApiError::new(StatusCode::FORBIDDEN, "tls_required", reason);
+    if is_call {
+        return (grpc::refuse(&error), error.status);
+    }
+    let status = error.status;
+    (closing(secure(error_response(error))), status)
 }
 
 /// A gRPC call, and what its status would be over HTTP.
@@ -539,7 +578,10 @@ async fn respond(edge: &Edge, outcome: &Outcome, request: Request<Incoming>) -> 
 fn unavailable(edge: &Edge, code: &'static str, reason: &str) -> Response<Body> {
     let error = ApiError::temporary(StatusCode::SERVICE_UNAVAILABLE, code, reason);
     let advice = edge.api.as_ref().map_or(error.advice, |api| api.shards.tightest_advice());
-    let mut response = error_response(error.beside(advice));
+    closing(error_response(error.beside(advice)))
+}
+
+fn closing(mut response: Response<Body>) -> Response<Body> {
     let close = axum::http::HeaderValue::from_static("close");
     response.headers_mut().insert(axum::http::header::CONNECTION, close);
     response

@@ -1,16 +1,18 @@
-//! Which protocol a new connection speaks: HTTP/2 with prior knowledge begins
-//! with a fixed preface (RFC 9113, section 3.4), everything else is HTTP/1.1.
+//! Which protocol a new connection speaks: HTTP/2 begins with a fixed preface
+//! (RFC 9113, section 3.4), TLS with the type of its first record, everything
+//! else is HTTP/1.1. Within TLS it is asked again, whatever was agreed by ALPN:
+//! the two say the same, and a client without ALPN is understood too.
 //!
 //! The bytes read for that are handed on in front of the socket, so that telling
-//! the two apart costs no system call.
+//! them apart costs no system call.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use super::stream::Stream;
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 /// What HTTP/2 begins with.
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -19,11 +21,26 @@ pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// to how much of an oversized head is read before the refusal.
 const FIRST_READ: usize = 8_192;
 
-/// Reads until it is clear what the peer speaks; returns whether that is HTTP/2.
+/// What TLS begins with: the type of a record of the handshake (RFC 8446, section
+/// 5.1).
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// What a peer speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1, or nothing that is known.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// TLS, with something within.
+    Tls,
+}
+
+/// Reads until it is clear what the peer speaks.
 ///
 /// # Errors
 /// The socket's.
-pub async fn read(mut stream: TcpStream) -> io::Result<(bool, Prefixed)> {
+pub async fn read(mut stream: Stream) -> io::Result<(Protocol, Prefixed)> {
     // Nothing is allocated for a connection that is silent.
     stream.readable().await?;
     let mut head = BytesMut::with_capacity(FIRST_READ);
@@ -32,22 +49,26 @@ pub async fn read(mut stream: TcpStream) -> io::Result<(bool, Prefixed)> {
         let read = head.len().min(PREFACE.len());
         let http2 = head[..read] == PREFACE[..read];
         if ended || !http2 || read == PREFACE.len() {
-            return Ok((http2 && !ended, Prefixed { head: head.freeze(), stream }));
+            let protocol = match head.first() {
+                Some(&TLS_HANDSHAKE) => Protocol::Tls,
+                Some(_) if http2 && !ended => Protocol::Http2,
+                _ => Protocol::Http1,
+            };
+            return Ok((protocol, Prefixed { head: head.freeze(), stream }));
         }
     }
 }
 
 /// A socket some of whose bytes have been read.
-#[derive(Debug)]
 pub struct Prefixed {
     head: Bytes,
-    stream: TcpStream,
+    stream: Stream,
 }
 
 impl Prefixed {
     /// What was read and not handed on, and the socket.
     #[must_use]
-    pub fn into_parts(self) -> (Bytes, TcpStream) {
+    pub fn into_parts(self) -> (Bytes, Stream) {
         (self.head, self.stream)
     }
 }
@@ -104,46 +125,50 @@ impl AsyncWrite for Prefixed {
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncWriteExt as _;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 
     /// What `pieces` are taken for, and what is read behind that.
-    async fn arrives(pieces: &[&[u8]]) -> (bool, Vec<u8>) {
+    async fn arrives(pieces: &[&[u8]]) -> (Protocol, Vec<u8>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let mut peer = TcpStream::connect(address).await.expect("connected");
         peer.set_nodelay(true).expect("no delay");
         let (stream, _) = listener.accept().await.expect("accepted");
-        let reader = tokio::spawn(read(stream));
-        for piece in pieces {
-            peer.write_all(piece).await.expect("sent");
-            // Each in a read of its own: on loopback it is there by then.
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-        drop(peer);
-        let (http2, mut io) = reader.await.expect("no panic").expect("read");
+        let writer = async {
+            for piece in pieces {
+                peer.write_all(piece).await.expect("sent");
+                // Each in a read of its own: on loopback it is there by then.
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            drop(peer);
+        };
+        let (read, ()) = tokio::join!(read(Stream::Clear(stream)), writer);
+        let (protocol, mut io) = read.expect("read");
         let mut bytes = Vec::new();
         io.read_to_end(&mut bytes).await.expect("the rest");
-        (http2, bytes)
+        (protocol, bytes)
     }
 
     #[tokio::test]
     async fn the_preface_is_known_in_any_pieces_and_no_byte_is_lost() {
         let request: &[u8] = b"POST /v1/rooms/r/events HTTP/1.1\r\n\r\n";
         let nearly: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r!";
-        let cases: [(&[&[u8]], bool); 7] = [
-            (&[PREFACE, b"settings"], true),
-            (&[b"P", b"RI * HTTP/2", b".0\r\n\r\nSM\r\n\r\nmore"], true),
-            (&[request], false),
-            (&[b"P", b"OST", b" / HTTP/1.1\r\n"], false),
-            (&[nearly], false),
-            (&[b"PRI * HTTP/2.0"], false),
-            (&[], false),
+        let cases: [(&[&[u8]], Protocol); 9] = [
+            (&[PREFACE, b"settings"], Protocol::Http2),
+            (&[b"P", b"RI * HTTP/2", b".0\r\n\r\nSM\r\n\r\nmore"], Protocol::Http2),
+            (&[request], Protocol::Http1),
+            (&[b"P", b"OST", b" / HTTP/1.1\r\n"], Protocol::Http1),
+            (&[nearly], Protocol::Http1),
+            (&[b"PRI * HTTP/2.0"], Protocol::Http1),
+            (&[], Protocol::Http1),
+            (&[b"\x16", b"\x03\x01\x00\x05"], Protocol::Tls),
+            (&[b"\x16\x03\x01 and more"], Protocol::Tls),
         ];
         for (pieces, expected) in cases {
-            let (http2, bytes) = arrives(pieces).await;
-            assert_eq!((http2, bytes), (expected, pieces.concat()), "{pieces:?}");
+            let (protocol, bytes) = arrives(pieces).await;
+            assert_eq!((protocol, bytes), (expected, pieces.concat()), "{pieces:?}");
         }
     }
 }

@@ -3,8 +3,9 @@
 #![allow(dead_code, reason = "each test crate uses its part of the harness")]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -42,28 +43,44 @@ fn on_small_disk(log: &std::path::Path, megabytes: u32) -> Command {
     command
 }
 
+/// What it writes about itself.
+const LOG: &str = "stderr.log";
+
 fn spawn(
     command: &mut Command,
     folder: &std::path::Path,
     environment: &[(String, String)],
 ) -> Child {
+    let log = std::fs::File::options().create(true).append(true).open(folder.join(LOG));
     let mut child = command
         .args(["serve", "--config"])
         .arg(folder.join("tidegate.toml"))
         .envs(environment.iter().map(|(name, value)| (name, value)))
+        .stderr(log.expect("a file"))
         .stdout(Stdio::piped())
         .spawn()
         .expect("the server starts");
     let mut line = String::new();
     let stdout = child.stdout.take().expect("piped");
     BufReader::new(stdout).read_line(&mut line).expect("an announcement");
-    assert!(line.contains("serving on"), "announced {line:?}");
+    let log = || std::fs::read_to_string(folder.join(LOG)).unwrap_or_default();
+    assert!(line.contains("serving on"), "announced {line:?}; {}", log());
     child
 }
 
+/// A port that is free, for TCP and UDP. Not one that the system chooses: those are
+/// what outgoing connections take, of other tests too, before a server can.
 fn free_port() -> SocketAddr {
-    let probe = TcpListener::bind("127.0.0.1:0").expect("a port");
-    probe.local_addr().expect("an address")
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let next =
+            std::process::id().wrapping_mul(64).wrapping_add(TRIED.fetch_add(1, Ordering::Relaxed));
+        // Below 32,768, where Linux begins to choose.
+        let address = SocketAddr::from(([127, 0, 0, 1], 12_000 + (next % 20_000) as u16));
+        if TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 impl Server {
@@ -98,6 +115,16 @@ impl Server {
         };
         let child = spawn(&mut command, folder.path(), &environment);
         Server { child, address, admin, environment, folder }
+    }
+
+    /// Listening beyond loopback, and reached on it.
+    pub(crate) fn start_open(extra: &str) -> Server {
+        let any = SocketAddr::from(([0, 0, 0, 0], free_port().port())).to_string();
+        let mut server = Self::start_with(extra, &[("TIDEGATE__SERVER__LISTEN", &any)]);
+        server
+            .address
+            .set_port(any.rsplit_once(':').and_then(|(_, p)| p.parse().ok()).expect("one"));
+        server
     }
 
     /// With a disk of its own for the log.
@@ -201,8 +228,18 @@ impl Server {
 
     /// Asks it to leave.
     pub(crate) fn terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signalled");
+        rustix::process::kill_process(pid, signal).expect("signalled");
+    }
+
+    /// What it has written about itself.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join(LOG)).unwrap_or_default()
     }
 
     /// Its exit status, once it is gone.
@@ -220,6 +257,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the server's log:\n{}", self.log());
+        }
         // It may be gone already.
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -253,12 +293,12 @@ pub(crate) fn exchange(address: SocketAddr, request: &[u8]) -> (u16, String) {
 }
 
 /// A viewer's connection.
-pub(crate) struct Viewer {
+pub(crate) struct Viewer<S = TcpStream> {
     /// To be spoken to directly where a test breaks rules.
-    pub(crate) socket: WebSocket<TcpStream>,
+    pub(crate) socket: WebSocket<S>,
 }
 
-impl Viewer {
+impl<S: Read + Write> Viewer<S> {
     /// Sends a JSON message.
     pub(crate) fn send(&mut self, message: &Value) {
         self.socket.send(Message::text(message.to_string())).expect("sent");

@@ -61,8 +61,8 @@ pub struct Endpoint {
     socket: DatagramSocket,
     clock: Clock,
     table: Table,
-    /// What the kernel did not take yet.
-    unsent: Option<(Transmit, Vec<u8>)>,
+    /// Some of what was given to the socket is still there.
+    blocked: bool,
     buffer: Vec<u8>,
 }
 
@@ -104,7 +104,7 @@ impl Endpoint {
                 draining: false,
                 stats: CarrierStats::default(),
             },
-            unsent: None,
+            blocked: false,
             buffer: Vec::new(),
         }
     }
@@ -150,15 +150,16 @@ impl Endpoint {
     /// Sends what connections have to send, and notes what they have to say.
     pub fn flush(&mut self, now: Instant) {
         self.table.remove_drained();
-        if !self.send_held() {
+        if self.blocked && !self.push() {
             return;
         }
-        while let Some(index) = self.table.dirty.pop() {
+        self.respond();
+        while !self.blocked
+            && let Some(index) = self.table.dirty.pop()
+        {
             self.drive(index, now);
-            if self.unsent.is_some() {
-                return;
-            }
         }
+        self.push();
         if self.buffer.capacity() > 256 * 1024 {
             self.buffer = Vec::new();
         }
@@ -196,7 +197,7 @@ impl Endpoint {
     /// Whether the kernel takes no more at present.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
-        self.unsent.is_some()
+        self.blocked
     }
 
     /// When [`expire`](Self::expire) wants to be called.
@@ -220,7 +221,7 @@ impl Endpoint {
     }
 
     fn drive(&mut self, index: u32, now: Instant) {
-        let Self { socket, table, unsent, buffer, .. } = self;
+        let Self { socket, table, blocked, buffer, .. } = self;
         if !table.ask(index, now) {
             return;
         }
@@ -232,8 +233,8 @@ impl Endpoint {
             let segments = transmit.segment_size.map_or(1, |size| transmit.size.div_ceil(size));
             table.stats.datagrams_sent += segments as u64;
             table.stats.bytes_sent += transmit.size as u64;
-            if !socket.send(&transmit, &buffer[..transmit.size]) {
-                *unsent = Some((transmit, std::mem::take(buffer)));
+            if !socket.send(transmit, buffer) {
+                *blocked = true;
                 table.stats.blocked += 1;
                 // It goes on from here when there is room.
                 peer.dirty = true;
@@ -246,21 +247,25 @@ impl Endpoint {
         }
     }
 
-    /// What could not be sent before. Returns whether all of it is out.
-    fn send_held(&mut self) -> bool {
-        if let Some((transmit, bytes)) = self.unsent.take()
-            && !self.socket.send(&transmit, &bytes[..transmit.size])
-        {
-            self.unsent = Some((transmit, bytes));
-            return false;
-        }
-        for (transmit, bytes) in self.table.responses.drain(..) {
+    /// Has the socket send what it gathered. Returns whether all of it is out.
+    fn push(&mut self) -> bool {
+        let out = self.socket.flush();
+        self.table.stats.blocked += u64::from(!out && !self.blocked);
+        self.blocked = !out;
+        out
+    }
+
+    /// What is said without a connection. Without room it is dropped: whoever it
+    /// is for asks again.
+    fn respond(&mut self) {
+        for (transmit, mut bytes) in self.table.responses.drain(..) {
+            if self.blocked {
+                continue;
+            }
             self.table.stats.datagrams_sent += 1;
             self.table.stats.bytes_sent += transmit.size as u64;
-            // Whoever it is for asks again.
-            let _ = self.socket.send(&transmit, &bytes[..transmit.size]);
+            self.blocked = !self.socket.send(transmit, &mut bytes);
         }
-        true
     }
 
     fn now(&self) -> Instant {

@@ -2,15 +2,22 @@
 //! it.
 //!
 //! Reading takes up to [`BATCH_SIZE`] buffers per call (`recvmmsg`), each of
-//! which may hold several datagrams of one sender (GRO). Sending is one call per
-//! connection and burst: several datagrams for one viewer go together (GSO).
+//! which may hold several datagrams of one sender (GRO). Sending gathers the
+//! datagrams of many viewers for one call (`sendmmsg`); a burst for one viewer is
+//! a call of its own (GSO). What is sent carries no congestion mark (ECN): the
+//! portable call for many datagrams sets none, and viewers whose packets come
+//! unmarked are told so by their own counts (RFC 9000, section 13.4.2).
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::rc::Rc;
 
 use quinn_proto::EcnCodepoint;
 use quinn_udp::{BATCH_SIZE, RecvMeta, UdpSocketState};
+use rustix::io::Errno;
+use rustix::net::addr::SocketAddrArg as _;
+use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmmsg};
+use smallvec::SmallVec;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -22,6 +29,8 @@ const RECEIVE_BYTES: usize = 8 * 1024 * 1024;
 const SEND_BYTES: usize = 4 * 1024 * 1024;
 /// Largest datagram that can come, and so one buffer.
 const BUFFER: usize = 64 * 1024;
+/// Datagrams that one call sends.
+const SENT_AT_ONCE: usize = 64;
 
 /// A non-blocking UDP socket that others may share the port with.
 ///
@@ -45,6 +54,11 @@ pub struct DatagramSocket {
     /// The one address it is bound to needs not be told with every datagram.
     single_homed: bool,
     buffers: Vec<u8>,
+    /// Datagrams to be sent, of which the first `gathered` are in use.
+    outgoing: Vec<(SocketAddrAny, Vec<u8>)>,
+    gathered: usize,
+    /// A burst that the kernel did not take.
+    burst: Option<(quinn_proto::Transmit, Vec<u8>)>,
 }
 
 /// What came with a datagram.
@@ -75,6 +89,9 @@ impl DatagramSocket {
             state,
             single_homed,
             buffers: vec![0; BATCH_SIZE * BUFFER],
+            outgoing: Vec::with_capacity(SENT_AT_ONCE),
+            gathered: 0,
+            burst: None,
         })
     }
 
@@ -111,12 +128,83 @@ impl DatagramSocket {
         Ok(read == BATCH_SIZE)
     }
 
-    /// Sends what the protocol made, `contents`. Returns false when the kernel
-    /// takes no more at present.
-    pub fn send(&self, transmit: &quinn_proto::Transmit, contents: &[u8]) -> bool {
+    /// Sends what the protocol made, or gathers it for the next
+    /// [`flush`](Self::flush). `contents` is left with a buffer to use again.
+    /// Returns false when the kernel takes no more at present: what was given is
+    /// kept, and nothing more may be given until a flush says so.
+    pub fn send(&mut self, transmit: quinn_proto::Transmit, contents: &mut Vec<u8>) -> bool {
+        debug_assert!(!self.is_blocked());
+        contents.truncate(transmit.size);
+        if transmit.segment_size.is_some() || transmit.src_ip.is_some() {
+            let sent = self.send_burst(&transmit, contents);
+            if !sent {
+                self.burst = Some((transmit, std::mem::take(contents)));
+            }
+            return sent;
+        }
+        let to = transmit.destination.as_any();
+        match self.outgoing.get_mut(self.gathered) {
+            Some((address, bytes)) => {
+                *address = to;
+                std::mem::swap(bytes, contents);
+            }
+            None => self.outgoing.push((to, std::mem::take(contents))),
+        }
+        self.gathered += 1;
+        self.gathered < SENT_AT_ONCE || self.flush()
+    }
+
+    /// Sends what was gathered. Returns false when the kernel takes no more at
+    /// present.
+    pub fn flush(&mut self) -> bool {
+        if let Some((transmit, contents)) = self.burst.take()
+            && !self.send_burst(&transmit, &contents)
+        {
+            self.burst = Some((transmit, contents));
+            return false;
+        }
+        let mut sent = 0;
+        while sent < self.gathered {
+            match self.send_gathered(sent) {
+                Ok(taken) => sent += taken.max(1),
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                // Whatever else it is (no route, a firewall): the first of them is
+                // as if the network had lost it.
+                Err(_) => sent += 1,
+            }
+        }
+        // What is left comes first; the buffers behind it are used again.
+        self.outgoing[..self.gathered].rotate_left(sent);
+        self.gathered -= sent;
+        self.gathered == 0
+    }
+
+    fn send_gathered(&self, from: usize) -> rustix::io::Result<usize> {
+        let gathered = &self.outgoing[from..self.gathered];
+        let slices: SmallVec<[[IoSlice<'_>; 1]; SENT_AT_ONCE]> =
+            gathered.iter().map(|(_, bytes)| [IoSlice::new(bytes)]).collect();
+        let mut controls: SmallVec<[SendAncillaryBuffer<'_, '_, '_>; SENT_AT_ONCE]> =
+            gathered.iter().map(|_| SendAncillaryBuffer::default()).collect();
+        let mut messages: SmallVec<[MMsgHdr<'_>; SENT_AT_ONCE]> = gathered
+            .iter()
+            .zip(&slices)
+            .zip(&mut controls)
+            .map(|(((to, _), slice), control)| MMsgHdr::new_with_addr(to, slice, control))
+            .collect();
+        sendmmsg(self.socket.get_ref(), &mut messages, SendFlags::empty())
+    }
+
+    /// Whether the kernel took no more.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.burst.is_some() || self.gathered >= SENT_AT_ONCE
+    }
+
+    fn send_burst(&self, transmit: &quinn_proto::Transmit, contents: &[u8]) -> bool {
         let datagram = quinn_udp::Transmit {
             destination: transmit.destination,
-            ecn: transmit.ecn.and_then(|ecn| quinn_udp::EcnCodepoint::from_bits(ecn as u8)),
+            ecn: None,
             contents,
             segment_size: transmit.segment_size,
             src_ip: transmit.src_ip,
@@ -125,11 +213,7 @@ impl DatagramSocket {
             return match self.state.try_send(self.socket.get_ref().into(), &datagram) {
                 Ok(()) => true,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => {
-                    // Whatever else it is (no route, a firewall), it is as if the
-                    // network had lost it.
-                    error.kind() != io::ErrorKind::WouldBlock
-                }
+                Err(error) => error.kind() != io::ErrorKind::WouldBlock,
             };
         }
     }

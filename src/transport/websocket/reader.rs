@@ -19,6 +19,7 @@ use super::decode::{Decoder, Inbound, Rules};
 use crate::engine::time::Time;
 use crate::shard::Shard;
 use crate::shard::connection::ViewerKey;
+use crate::shard::secure::Brought;
 use crate::wire::close::CloseReason;
 use crate::wire::deflate::Inflater;
 use crate::wire::frame;
@@ -51,6 +52,8 @@ pub struct Reader {
     queue: AsyncFd<OwnedFd>,
     events: Vec<Event>,
     scratch: Vec<u8>,
+    /// What came over TLS, in plain.
+    plain: Vec<u8>,
     inflater: Inflater,
     /// Connections in the middle of a message, by row.
     unfinished: HashMap<u32, Unfinished>,
@@ -76,6 +79,7 @@ impl Reader {
             queue,
             events: Vec::with_capacity(EVENTS),
             scratch: vec![0; SCRATCH],
+            plain: Vec::new(),
             inflater: Inflater::default(),
             unfinished: HashMap::new(),
             again: Vec::new(),
@@ -150,7 +154,10 @@ impl Reader {
             }
         }
         for key in ready {
-            self.read(shard, key, listener, now);
+            match shard.viewers.is_secure(key.index) {
+                false => self.read(shard, key, listener, now),
+                true => self.read_secure(shard, key, listener, now),
+            }
         }
         if now >= self.next_sweep {
             self.sweep(shard, now);
@@ -192,6 +199,55 @@ impl Reader {
             }
         }
         self.scratch = scratch;
+    }
+
+    /// The same over TLS.
+    fn read_secure(
+        &mut self,
+        shard: &mut Shard,
+        key: ViewerKey,
+        listener: &mut dyn Listener,
+        now: Time,
+    ) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut plain = std::mem::take(&mut self.plain);
+        for turn in 0.. {
+            if shard.viewers.get(key).is_none() {
+                break;
+            }
+            if turn == READS {
+                self.again.push(key);
+                break;
+            }
+            plain.clear();
+            let brought = shard.viewers.receive(key.index, &mut scratch, &mut plain);
+            // Also of what was said before an end or a mistake.
+            if !plain.is_empty() && shard.viewers.is_open(key) {
+                self.take(shard, key, &plain, listener, now);
+            }
+            match brought {
+                Ok(brought) if brought.closed && shard.viewers.is_open(key) => {
+                    shard.hung_up(key);
+                    break;
+                }
+                Ok(Brought { read: 0, .. }) => {
+                    shard.hung_up(key);
+                    break;
+                }
+                Ok(brought) if !brought.more => break,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => {
+                    shard.hung_up(key);
+                    break;
+                }
+            }
+        }
+        self.scratch = scratch;
+        // A flood's buffer is given back.
+        plain.shrink_to(SCRATCH);
+        self.plain = plain;
     }
 
     fn take(

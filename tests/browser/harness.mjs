@@ -58,7 +58,10 @@ export class Server {
       stdio: ["ignore", "pipe", "pipe"],
     });
     for (const stream of [this.child.stdout, this.child.stderr]) {
-      stream.on("data", (data) => (this.log = (this.log + data).slice(-20_000)));
+      stream.on("data", (data) => {
+        this.log = (this.log + data).slice(-20_000);
+        if (String(data).includes("panicked")) this.panicked = true;
+      });
     }
     this.stopping = false;
     this.exited = once(this.child, "exit").then(([code, signal]) => {
@@ -82,18 +85,22 @@ export class Server {
   async remove() {
     await this.stop();
     await rm(this.folder, { recursive: true, force: true });
+    if (this.panicked) throw new Error(`the server panicked:\n${this.log}`);
   }
 }
 
-/** Debian's Chromium; every launch gets an empty profile of its own. */
-export function openBrowser() {
+/**
+ * Debian's Chromium; every launch gets an empty profile of its own. `quic` allows
+ * WebTransport.
+ */
+export function openBrowser({ quic = false } = {}) {
   return chromium.launch({
     executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
     headless: true,
     args: [
       "--no-sandbox",
       "--disable-gpu",
-      "--disable-quic",
+      ...(quic ? [] : ["--disable-quic"]),
       "--no-first-run",
       "--disable-background-networking",
       "--disable-component-update",

@@ -120,6 +120,12 @@ impl Peer {
         }
     }
 
+    /// Whether it is a WebTransport session.
+    #[must_use]
+    pub fn is_web(&self) -> bool {
+        self.session.is_some()
+    }
+
     /// Asks the protocol what has happened.
     pub fn poll(&mut self, context: &mut Context<'_>) {
         while let Some(event) = self.connection.poll() {

@@ -85,15 +85,18 @@ export class Server {
   }
 }
 
-/** Debian's Chromium; every launch gets an empty profile of its own. */
-export function openBrowser() {
+/**
+ * Debian's Chromium; every launch gets an empty profile of its own. `quic` allows
+ * WebTransport.
+ */
+export function openBrowser({ quic = false } = {}) {
   return chromium.launch({
     executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
     headless: true,
     args: [
       "--no-sandbox",
       "--disable-gpu",
-      "--disable-quic",
+      ...(quic ? [] : ["--disable-quic"]),
       "--no-first-run",
       "--disable-background-networking",
       "--disable-component-update",

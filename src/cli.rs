@@ -103,7 +103,7 @@ mod tests {
             "tidegate serve --config a.toml",
             "tidegate check-config a.toml",
             "tidegate token --user u --room a --room b:* --role publisher --ttl 2h",
-            "tidegate watch r --url ws://127.0.0.1:1 --token t --json",
+            "tidegate watch r --url ws://127.0.0.1:1 --token t --json --transport quic",
             "tidegate publish r chat {\"a\":1} --key k --amount -3 --ttl-ms 5 --id i --user u",
             "tidegate publish r chat -",
             "tidegate admission show",
@@ -118,6 +118,8 @@ mod tests {
             "tidegate admission pin",
             "tidegate trace e1 --for 5m",
             "tidegate watch a/b",
+            "tidegate watch r --transport pigeon",
+            "tidegate watch r --certificate-sha256 abc",
             "tidegate token --room a",
             "tidegate token --user u --ttl 1y",
         ] {

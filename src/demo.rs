@@ -27,6 +27,9 @@ use crate::ingress::answer::{ApiError, json as json_answer};
 use crate::shard::peers::{LocalShards, Message, Origin, Path as _, Placement as _};
 use crate::tls::Identity;
 
+/// The library of `clients/js`, built. It is committed, so that the server builds
+/// without Node; a test of the library rebuilds it and compares.
+const LIBRARY: &str = include_str!("../clients/js/dist/tidegate.js");
 /// The demo's room.
 pub const ROOM: &str = "demo";
 /// How long a page's tokens hold.
@@ -73,6 +76,7 @@ pub fn router(tokens: Tokens) -> Router {
             "/demo/app.js",
             get(|| async { file(include_str!("demo/page/app.js"), "text/javascript") }),
         )
+        .route("/demo/tidegate.js", get(|| async { file(LIBRARY, "text/javascript") }))
         .route(
             "/demo/style.css",
             get(|| async { file(include_str!("demo/page/style.css"), "text/css") }),

@@ -11,7 +11,8 @@
 //! One thread per shard, each with its own single-threaded runtime, listening
 //! socket, viewers and rooms ([`worker`]). [`server`] starts and drains them,
 //! [`admin`] shows operators what they do ([`telemetry`] names the numbers).
-//! ARCHITECTURE.md tells the reasons.
+//! ARCHITECTURE.md tells the reasons. [`client`] and [`viewer`] are the other
+//! ends: libraries for publishers and for viewers.
 
 pub mod admin;
 pub mod auth;
@@ -30,5 +31,6 @@ pub mod telemetry;
 pub mod tls;
 pub mod trace;
 pub mod transport;
+pub mod viewer;
 pub mod wire;
 pub mod worker;

@@ -12,6 +12,8 @@ use serde_json::Value;
 
 #[path = "repository/licence.rs"]
 mod licence;
+#[path = "repository/protocol.rs"]
+mod protocol;
 #[path = "repository/source.rs"]
 mod source;
 
@@ -98,7 +100,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("client", &["engine", "clock", "wire"]),
-    ("cli", &["engine", "clock", "config", "auth", "server", "client"]),
+    ("viewer", &["engine", "clock", "wire"]),
+    ("cli", &["engine", "clock", "config", "auth", "server", "client", "viewer"]),
     ("main", &["cli", "config", "server"]),
     ("lib", &[]),
 ];

@@ -1,11 +1,14 @@
 //! The account that a worker keeps of all its viewers.
 
+mod lanes;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use flate2::{Decompress, FlushDecompress};
 use hdrhistogram::Histogram;
 use memchr::memmem::Finder;
 
+use self::lanes::LaneCheck;
 use crate::check::{FrameMessage, GapMessage, JoinedMessage, StreamCheck};
 use crate::hist::{self, Recorded};
 use crate::protocol::{BIN_US, GroupStats, Stats};
@@ -55,6 +58,8 @@ pub(crate) struct Book {
     groups: Vec<Group>,
     rooms: Vec<Progress>,
     checks: Vec<StreamCheck>,
+    /// The same for QUIC viewers.
+    lanes: Vec<LaneCheck>,
     bins: Vec<u64>,
     window_us: u64,
     closed: BTreeMap<String, u64>,
@@ -76,6 +81,7 @@ impl Book {
             groups: std::iter::repeat_with(group).take(groups).collect(),
             rooms: std::iter::repeat_with(Progress::default).take(rooms).collect(),
             checks: Vec::new(),
+            lanes: Vec::new(),
             bins: Vec::new(),
             window_us: 0,
             closed: BTreeMap::new(),
@@ -92,6 +98,12 @@ impl Book {
     pub(crate) fn add_check(&mut self, record: bool) -> u32 {
         self.checks.push(StreamCheck::new(record));
         u32::try_from(self.checks.len() - 1).unwrap_or(UNCHECKED)
+    }
+
+    /// Adds a full check of a QUIC viewer; returns its number.
+    pub(crate) fn add_lane_check(&mut self) -> u32 {
+        self.lanes.push(LaneCheck::default());
+        u32::try_from(self.lanes.len() - 1).unwrap_or(UNCHECKED)
     }
 
     /// A viewer became live.
@@ -124,7 +136,7 @@ impl Book {
         }
     }
 
-    /// One successful `read(2)`.
+    /// One successful `read(2)`, or one datagram.
     pub(crate) fn read(&mut self, viewer: &Viewer, bytes: usize) {
         let counts = &mut self.groups[usize::from(viewer.group)].counts;
         counts.reads += 1;
@@ -198,6 +210,18 @@ impl Book {
     }
 
     fn frame(&mut self, viewer: &mut Viewer, body: &[u8], now: u64) {
+        self.marked(viewer, body, body.len() + FRAME_PREFIX.len(), now);
+        if let Some(check) = self.checks.get_mut(viewer.check as usize) {
+            // The closing brace of the outer object is not part of the frame.
+            match serde_json::from_slice::<FrameMessage<'_>>(&body[..body.len().max(1) - 1]) {
+                Ok(frame) => check.frame(&frame, wall_ms()),
+                Err(error) => check.fail(format!("frame is not as documented: {error}")),
+            }
+        }
+    }
+
+    /// Counts our events in a frame, whatever its format; `bytes`: of the message.
+    fn marked(&mut self, viewer: &mut Viewer, body: &[u8], bytes: usize, now: u64) {
         self.groups[usize::from(viewer.group)].counts.frames += 1;
         let mut at = 0;
         let mut starts = false;
@@ -214,7 +238,7 @@ impl Book {
         if at > 0 {
             let counts = &mut self.groups[usize::from(viewer.group)].counts;
             counts.marked_frames += 1;
-            counts.marked_bytes += (body.len() + FRAME_PREFIX.len()) as u64;
+            counts.marked_bytes += bytes as u64;
         }
         if self.digest && (viewer.digesting || starts) {
             if starts {
@@ -223,13 +247,6 @@ impl Book {
             viewer.digest = fold(viewer.digest, body);
             viewer.digest_frames += 1;
             viewer.digesting = !ends;
-        }
-        if let Some(check) = self.checks.get_mut(viewer.check as usize) {
-            // The closing brace of the outer object is not part of the frame.
-            match serde_json::from_slice::<FrameMessage<'_>>(&body[..body.len().max(1) - 1]) {
-                Ok(frame) => check.frame(&frame, wall_ms()),
-                Err(error) => check.fail(format!("frame is not as documented: {error}")),
-            }
         }
     }
 
@@ -354,6 +371,16 @@ impl Book {
                 one.recordings.extend(check.recording());
             }
             stats.absorb(one);
+        }
+        for check in &self.lanes {
+            let owed = check.owed();
+            stats.absorb(Stats {
+                checked: 1,
+                frames_checked: check.frames,
+                errors: check.errors.iter().cloned().chain(owed.clone()).collect(),
+                error_count: check.error_count + u64::from(owed.is_some()),
+                ..Stats::default()
+            });
         }
         if self.digest {
             let mut seen: BTreeMap<(u64, u64), u64> = BTreeMap::new();

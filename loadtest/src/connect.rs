@@ -4,14 +4,17 @@
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
+use rustls::ClientConfig;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::protocol::{Plan, Report};
+use crate::stream::Stream;
 use crate::sys;
 use crate::viewer::{Phase, Viewer};
 
@@ -28,6 +31,11 @@ const JOIN_LIMIT_US: u64 = 30_000_000;
 const BATCH: u32 = 64;
 /// Between reports of progress.
 const TELL_US: u64 = 250_000;
+
+/// Opens a viewer's connection, by its index; its stream, if it has one of its
+/// own.
+pub(crate) type Open<'a> =
+    &'a mut dyn FnMut(&mut Viewer, usize, &mut Ports) -> Result<Option<Stream>>;
 
 /// How far the connection phase is.
 pub(crate) struct Connecting {
@@ -65,12 +73,11 @@ impl Connecting {
         &mut self,
         viewer: &mut Viewer,
         index: usize,
-        plan: &Plan,
-        registry: &Registry,
+        open: Open<'_>,
     ) -> Result<()> {
         // The join is one, however many connections it takes.
         let begun = viewer.next;
-        connect(viewer, Token(index), plan, &mut self.ports, registry)?;
+        connect(viewer, index, &mut self.ports, open)?;
         viewer.next = begun;
         Ok(())
     }
@@ -86,7 +93,7 @@ impl Connecting {
         &mut self,
         plan: &Plan,
         viewers: &mut [Viewer],
-        registry: &Registry,
+        open: Open<'_>,
     ) -> Option<Report> {
         let now = sys::mono_us();
         let elapsed = now - self.started_us;
@@ -100,11 +107,11 @@ impl Connecting {
             && started < BATCH
         {
             let viewer = &mut viewers[self.next];
-            let token = Token(self.next);
+            let index = self.next;
             self.next += 1;
             self.in_progress += 1;
             started += 1;
-            if let Err(error) = connect(viewer, token, plan, &mut self.ports, registry) {
+            if let Err(error) = connect(viewer, index, &mut self.ports, open) {
                 self.failed(format!("connect: {error:#}"));
             }
         }
@@ -133,22 +140,28 @@ impl Connecting {
     }
 }
 
-fn connect(
-    viewer: &mut Viewer,
-    token: Token,
-    plan: &Plan,
-    ports: &mut Ports,
-    registry: &Registry,
-) -> Result<()> {
+fn connect(viewer: &mut Viewer, index: usize, ports: &mut Ports, open: Open<'_>) -> Result<()> {
     let now = sys::mono_us();
-    let buffer = viewer.slow.then_some(SLOW_RECEIVE_BUFFER);
-    let mut stream = open(plan.addr, buffer, ports)?;
-    // Edge-triggered: writability is told once, when the connection stands.
-    registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-    viewer.stream = Some(stream);
+    viewer.stream = open(viewer, index, ports)?;
     viewer.phase = Phase::Connecting;
     viewer.next = now;
     Ok(())
+}
+
+/// Opens a viewer's TCP connection, and TLS over it if there is a configuration.
+pub(crate) fn tcp(
+    viewer: &Viewer,
+    token: Token,
+    addr: SocketAddr,
+    tls: Option<&Arc<ClientConfig>>,
+    ports: &mut Ports,
+    registry: &Registry,
+) -> Result<Stream> {
+    let buffer = viewer.slow.then_some(SLOW_RECEIVE_BUFFER);
+    let mut stream = open(addr, buffer, ports)?;
+    // Edge-triggered: writability is told once, when the connection stands.
+    registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+    Stream::new(stream, tls).context("TLS")
 }
 
 /// Begins a connection; `receive_buffer`: bytes, the kernel's choice if absent.

@@ -14,9 +14,9 @@ use clap::Args;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde::Serialize;
+use tidegate::viewer::room::Tally;
 
 use crate::audit::{self, Verdict};
-use crate::client_room::Tally;
 use crate::crowd::{self, Behaviour, Crowd};
 use crate::hist::Summary;
 use crate::report::{Output, Section};

@@ -4,6 +4,7 @@
 //! what is missing, reconnect with jitter and resume; and they keep what they
 //! showed, so that it can be compared with what was accepted.
 
+mod place;
 mod ring;
 
 use std::collections::BTreeMap;
@@ -16,8 +17,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use mio::{Poll, Token, Waker};
+use tidegate::viewer::room::Tally;
 
-use crate::client_room::Tally;
 use crate::hist::Recorded;
 use crate::run::{Deadline, Progress};
 use crate::sys;

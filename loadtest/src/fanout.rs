@@ -1,12 +1,13 @@
 //! A room (or several) of N viewers: what a delivery costs, how late it is,
 //! what a viewer weighs, and whether anything is lost.
 
+mod compare;
 mod result;
 
 use anyhow::{Result, bail};
 use clap::Args;
 
-use self::result::{FanoutResult, Memory, SlowResult, WindowResult, relate, sections};
+use self::result::{FanoutResult, Memory, SlowResult, relate, sections};
 use crate::drive::{self, Pace, Schedule, Window};
 use crate::fleet::{self, Fleet, Joined};
 use crate::floor::{self, FloorPlan, FloorResult};
@@ -16,6 +17,7 @@ use crate::publish::Publisher;
 use crate::report::{Output, Section};
 use crate::run::{Deadline, Progress, RunOptions};
 use crate::server::{Server, ServerOptions};
+use crate::transport::{QuicOptions, Transport};
 use crate::{sys, wsclient};
 
 /// One of so many viewers reads and checks everything.
@@ -35,7 +37,8 @@ pub(crate) struct FanoutOptions {
     /// Events per second in each room.
     #[arg(long, default_value_t = 1.0)]
     rate: f64,
-    /// Bytes of a WebSocket frame's content that carries one event.
+    /// Bytes of a message that carries one event; WebSocket header or length
+    /// excluded.
     #[arg(long, default_value_t = 512)]
     bytes: usize,
     /// Length of the window.
@@ -68,6 +71,12 @@ pub(crate) struct FanoutOptions {
     /// Connections per second; 0: as fast as possible.
     #[arg(long, default_value_t = 0)]
     connect_rate: u32,
+    /// Over what viewers come; several, separated by commas: in turn, each round
+    /// with all of them, and their ratios.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "ws")]
+    transport: Vec<Transport>,
+    #[command(flatten)]
+    quic: QuicOptions,
     #[command(flatten)]
     server: ServerOptions,
     #[command(flatten)]
@@ -78,6 +87,9 @@ pub(crate) struct FanoutOptions {
 pub(crate) fn command(options: &FanoutOptions) -> Result<()> {
     if options.slow >= options.viewers || options.rooms == 0 {
         bail!("--slow must be less than --viewers, --rooms at least 1");
+    }
+    if options.with_floor && options.transport != [Transport::Ws] {
+        bail!("the floor is one of TCP in clear: --with-floor goes with --transport ws");
     }
     let deadline = Deadline::arm(options.run.max_seconds);
     let mut progress = Progress::new(options.run.quiet);
@@ -101,8 +113,11 @@ pub(crate) fn command(options: &FanoutOptions) -> Result<()> {
             progress.stage("floor");
             floors.push(floor::measure(&floor_plan, deadline, &mut progress)?);
         }
-        progress.stage(&format!("fanout, round {round} of {}", options.repeat));
-        rounds.push(measure(options, pace, deadline, &mut progress)?);
+        for &transport in &options.transport {
+            let name = transport.name();
+            progress.stage(&format!("fanout over {name}, round {round} of {}", options.repeat));
+            rounds.push(measure(options, transport, pace, deadline, &mut progress)?);
+        }
     }
     if options.with_floor {
         progress.stage("floor");
@@ -115,27 +130,17 @@ pub(crate) fn command(options: &FanoutOptions) -> Result<()> {
 fn output(options: &FanoutOptions, rounds: &[FanoutResult], floors: &[FloorResult]) -> Result<()> {
     let mut output = Output::new("fanout");
     for (index, round) in rounds.iter().enumerate() {
-        for section in sections(round, index + 1) {
+        for section in sections(round, index / options.transport.len() + 1) {
             output.print(section);
         }
     }
-    let medians = |figure: fn(&WindowResult) -> f64| {
-        median(&rounds.iter().map(|round| figure(&round.window)).collect::<Vec<_>>())
-    };
-    output.figure("cpu_us_per_delivery", medians(|window| window.cpu_us_per_delivery));
-    output.figure("cpu_us_per_write", medians(|window| window.cpu_us_per_write));
-    output.figure("deliveries_per_second", medians(|window| window.deliveries_per_second));
-    output.figure("writes_per_second", medians(|window| window.writes_per_second));
-    output.figure("p50_ms", medians(|window| window.latency.p50_ms));
-    output.figure("p99_ms", medians(|window| window.latency.p99_ms));
-    output.figure("p999_ms", medians(|window| window.latency.p999_ms));
-    output.figure("max_ms", medians(|window| window.latency.max_ms));
-    output.figure("lost", rounds.iter().map(|round| round.window.lost as f64).sum());
-    output.figure("duplicated", rounds.iter().map(|round| round.window.duplicated as f64).sum());
-    output.figure("errors", rounds.iter().map(|round| round.window.errors as f64).sum());
-    let weights: Vec<f64> =
-        rounds.iter().filter_map(|round| Some(round.memory?.bytes_per_viewer)).collect();
-    output.figure("bytes_per_viewer", median(&weights));
+    if let [transport] = options.transport[..] {
+        for (name, value) in compare::figures(rounds, transport) {
+            output.figure(name, value);
+        }
+    } else {
+        compare::against_each_other(&mut output, rounds, &options.transport);
+    }
     if !floors.is_empty() {
         against_floor(&mut output, rounds, floors);
     }
@@ -174,16 +179,19 @@ fn against_floor(output: &mut Output, rounds: &[FanoutResult], floors: &[FloorRe
 
 fn measure(
     options: &FanoutOptions,
+    transport: Transport,
     pace: Pace,
     deadline: Deadline,
     progress: &mut Progress,
 ) -> Result<FanoutResult> {
-    let mut server = Server::start(&options.server, options.viewers, deadline)?;
+    let descriptors = transport.descriptors(options.viewers);
+    let mut server = Server::start(&options.server, descriptors, deadline)?;
     let rooms: Vec<String> =
         (0..options.rooms).map(|room| format!("lt-{:x}-{room}", sys::mono_us())).collect();
     sys_sleep(300_000);
     let empty = server.pid().and_then(sys::exact_rss_kib);
-    let outcome = with_server(options, &server, &rooms, empty, pace, deadline, progress);
+    let plan = plan(options, transport, &server, &rooms);
+    let outcome = with_server(options, &server, &plan, empty, pace, deadline, progress);
     if !server.runs() {
         bail!("the server ended during the run; its log ends:\n{}", server.log_tail());
     }
@@ -193,22 +201,26 @@ fn measure(
 fn with_server(
     options: &FanoutOptions,
     server: &Server,
-    rooms: &[String],
+    plan: &Plan,
     empty: Option<u64>,
     pace: Pace,
     deadline: Deadline,
     progress: &mut Progress,
 ) -> Result<FanoutResult> {
     let (_, client_cpus) = options.server.processors()?;
-    let workers = fleet::workers_for(options.viewers, options.workers, client_cpus.len());
-    let mut fleet = Fleet::start(&plan(options, server, rooms), workers, deadline)?;
+    let descriptors = plan.wire.descriptors(options.viewers);
+    let workers =
+        fleet::workers_for(options.viewers, descriptors, options.workers, client_cpus.len());
+    let mut fleet = Fleet::start(plan, workers, deadline)?;
+    let client = fleet.memory_kib();
     let joined = fleet.connect(deadline, progress)?;
     if joined.joined == 0 {
         bail!("no viewer joined: {:?}", joined.failed);
     }
     fleet.pump_for(SETTLE_US)?;
     let memory = memory(empty, server.pid().and_then(sys::exact_rss_kib), joined.joined);
-    let mut publisher = Publisher::new(server, rooms, &options.kind)?;
+    let client = fleet.memory_kib().saturating_sub(client) as f64 * 1024.0;
+    let mut publisher = Publisher::new(server, &plan.rooms, &options.kind)?;
     let schedule = |first, pace, seconds| Schedule { rooms: options.rooms, first, pace, seconds };
     // Two passes to find the size of payload that makes frames as long as asked.
     let mut first = 0;
@@ -222,18 +234,34 @@ fn with_server(
         calibrate(&mut publisher, &warm.stats, options.bytes);
     }
     let before = server.metrics();
+    let dropped = sys::udp_drops();
     let main = schedule(first, pace, options.seconds);
     let main = drive::window(&mut fleet, &mut publisher, main, deadline, progress)?;
-    let window = relate(&main, options.rooms, &before, &server.metrics());
+    let dropped = sys::udp_drops().saturating_sub(dropped);
+    let window = relate(&main, options.rooms, plan.wire.transport, &before, &server.metrics());
     let slow = if options.slow > 0 {
         let next = schedule(main.next, pace, options.seconds);
-        Some(slow_window(options, server, &mut fleet, &mut publisher, next, deadline, progress)?)
+        let transport = plan.wire.transport;
+        Some(slow_window(
+            options,
+            transport,
+            server,
+            &mut fleet,
+            &mut publisher,
+            next,
+            deadline,
+            progress,
+        )?)
     } else {
         None
     };
     let group = main.stats.groups.first().cloned().unwrap_or_default();
     let Joined { joined, failed, seconds } = joined;
     Ok(FanoutResult {
+        transport: plan.wire.transport,
+        client_bytes_per_viewer: client / f64::from(joined),
+        datagrams: main.stats.datagrams,
+        dropped,
         joined,
         failed,
         join_seconds: seconds,
@@ -244,7 +272,7 @@ fn with_server(
     })
 }
 
-fn plan(options: &FanoutOptions, server: &Server, rooms: &[String]) -> Plan {
+fn plan(options: &FanoutOptions, transport: Transport, server: &Server, rooms: &[String]) -> Plan {
     let mut shares = Vec::new();
     let mut slow = options.slow;
     for room in 0..options.rooms {
@@ -262,6 +290,7 @@ fn plan(options: &FanoutOptions, server: &Server, rooms: &[String]) -> Plan {
     Plan {
         addr: server.addr,
         mode: Mode::Viewer,
+        wire: options.quic.wire(transport),
         source: [0, 0],
         rooms: rooms.to_vec(),
         shares,
@@ -301,8 +330,10 @@ fn calibrate(publisher: &mut Publisher, stats: &Stats, bytes: usize) {
 }
 
 /// A second window in which some viewers do not read until its end.
+#[allow(clippy::too_many_arguments)]
 fn slow_window(
     options: &FanoutOptions,
+    transport: Transport,
     server: &Server,
     fleet: &mut Fleet,
     publisher: &mut Publisher,
@@ -314,7 +345,7 @@ fn slow_window(
     fleet.slow_read(false)?;
     let before = server.metrics();
     let window = drive::window(fleet, publisher, schedule, deadline, progress)?;
-    let stopped = relate(&window, options.rooms, &before, &server.metrics());
+    let stopped = relate(&window, options.rooms, transport, &before, &server.metrics());
     let memory_kib = server.pid().and_then(sys::rss_kib);
     fleet.slow_read(true)?;
     // One more event: a gap is told when something can be sent again.

@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, Command as Process, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -15,6 +15,10 @@ use crate::sys;
 
 /// Sockets per worker: below the usual limit of 20,000 descriptors.
 const VIEWERS_PER_WORKER: u32 = 17_000;
+
+/// For a worker to hang up on everybody before it is killed: a server that is not
+/// told waits for QUIC viewers who say nothing any more.
+const QUIT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Every fleet connects from addresses of its own.
 static FLEETS: AtomicU8 = AtomicU8::new(0);
@@ -46,9 +50,10 @@ pub(crate) struct Joined {
     pub(crate) seconds: f64,
 }
 
-/// How many workers hold so many viewers; `wanted`: the user's choice, 0 for none.
-pub(crate) fn workers_for(viewers: u32, wanted: u32, processors: usize) -> u32 {
-    let needed = viewers.div_ceil(VIEWERS_PER_WORKER).max(1);
+/// How many workers hold so many viewers, who take so many descriptors;
+/// `wanted`: the user's choice, 0 for none.
+pub(crate) fn workers_for(viewers: u32, descriptors: u32, wanted: u32, processors: usize) -> u32 {
+    let needed = descriptors.div_ceil(VIEWERS_PER_WORKER).max(1);
     let useful = u32::try_from(processors.max(1)).unwrap_or(1).min(viewers.div_ceil(500).max(1));
     if wanted > 0 { wanted.max(needed) } else { needed.max(useful) }
 }
@@ -280,6 +285,11 @@ impl Fleet {
             .unwrap_or(0)
     }
 
+    /// Resident KiB of all workers.
+    pub(crate) fn memory_kib(&self) -> u64 {
+        self.workers.iter().filter_map(|worker| sys::exact_rss_kib(worker.child.id())).sum()
+    }
+
     /// Processor time that the workers used, in nanoseconds.
     pub(crate) fn cpu_ns(&self) -> u64 {
         self.workers.iter().filter_map(|worker| sys::cpu_ns(worker.child.id())).sum()
@@ -290,7 +300,11 @@ impl Drop for Fleet {
     fn drop(&mut self) {
         // Workers that are gone already need not be told.
         let _ = self.send_all(&Command::Quit);
+        let told = Instant::now();
         for worker in &mut self.workers {
+            while matches!(worker.child.try_wait(), Ok(None)) && told.elapsed() < QUIT_LIMIT {
+                std::thread::sleep(Duration::from_millis(2));
+            }
             let _ = worker.child.kill();
             let _ = worker.child.wait();
         }
@@ -321,10 +335,11 @@ mod tests {
 
     #[test]
     fn no_worker_gets_more_sockets_than_it_may_open() {
-        assert_eq!(workers_for(15_000, 0, 1), 1);
-        assert_eq!(workers_for(100_000, 0, 1), 6);
-        assert_eq!(workers_for(100_000, 2, 1), 6);
-        assert_eq!(workers_for(1_000, 3, 1), 3);
-        assert_eq!(workers_for(10, 0, 8), 1);
+        assert_eq!(workers_for(15_000, 15_000, 0, 1), 1);
+        assert_eq!(workers_for(100_000, 100_000, 0, 1), 6);
+        assert_eq!(workers_for(100_000, 100_000, 2, 1), 6);
+        assert_eq!(workers_for(100_000, 64, 0, 1), 1);
+        assert_eq!(workers_for(1_000, 1_000, 3, 1), 3);
+        assert_eq!(workers_for(10, 10, 0, 8), 1);
     }
 }

@@ -17,6 +17,7 @@ use crate::protocol::{Mode, Plan, Share};
 use crate::report::{Output, Section};
 use crate::run::{Deadline, Progress, RunOptions};
 use crate::sys;
+use crate::transport::Wire;
 use crate::viewer::marked_payload;
 use crate::wsclient;
 
@@ -192,10 +193,12 @@ pub(crate) fn measure(
     progress: &mut Progress,
 ) -> Result<FloorResult> {
     let mut writer = Writer::start(plan)?;
-    let workers = fleet::workers_for(plan.viewers, plan.workers, plan.client_cpus.len());
+    let workers =
+        fleet::workers_for(plan.viewers, plan.viewers, plan.workers, plan.client_cpus.len());
     let wire = Plan {
         addr: writer.addr,
         mode: Mode::Bare,
+        wire: Wire::default(),
         source: [0, 0],
         rooms: vec!["floor".into()],
         shares: vec![Share { room: 0, group: 0, count: plan.viewers, slow: false }],

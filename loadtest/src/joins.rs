@@ -17,16 +17,20 @@ use crate::report::{Output, Section};
 use crate::run::{Deadline, Progress, RunOptions};
 use crate::server::{Server, ServerOptions};
 use crate::sys;
+use crate::transport::{QuicOptions, Transport};
 
 /// The calm room's window goes on for so long after a short storm.
 const CALM_AFTER_US: u64 = 1_000_000;
+
+/// Counters of the server whose growth during the storm is told.
+const COUNTED: &[&str] = &["tidegate_quic_", "tidegate_tls_"];
 
 /// What to measure.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct JoinsOptions {
     /// Viewers that come at once.
     #[arg(long, default_value_t = 15_000)]
-    viewers: u32,
+    pub(crate) viewers: u32,
     /// Rooms that they come to.
     #[arg(long, default_value_t = 1)]
     rooms: u16,
@@ -59,37 +63,55 @@ pub(crate) struct JoinsOptions {
     /// anything else on the machine.
     #[arg(long, default_value_t = 0)]
     storm_nice: i32,
+    /// Over what the storm comes; the room that is watched is on it, too.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) transport: Transport,
     #[command(flatten)]
-    server: ServerOptions,
+    quic: QuicOptions,
     #[command(flatten)]
-    run: RunOptions,
+    pub(crate) server: ServerOptions,
+    #[command(flatten)]
+    pub(crate) run: RunOptions,
 }
 
 /// What was measured.
 #[derive(Debug, Serialize)]
-struct JoinsResult {
+pub(crate) struct JoinsResult {
     asked: u32,
-    joined: u32,
+    /// Viewers that joined.
+    pub(crate) joined: u32,
     failed: BTreeMap<String, u32>,
-    seconds: f64,
-    joins_per_second: f64,
-    join_latency: Summary,
-    server_cpu_us_per_join: f64,
+    /// Until the last one had joined.
+    pub(crate) seconds: f64,
+    /// Rate.
+    pub(crate) joins_per_second: f64,
+    /// From the beginning of a connection to `joined`.
+    pub(crate) join_latency: Summary,
+    /// Server processor time.
+    pub(crate) server_cpu_us_per_join: f64,
     server_cpu: f64,
     client_cpu: f64,
     closed: BTreeMap<String, u64>,
-    room_before: RoomResult,
-    room_during: RoomResult,
+    /// Packets of the storm held for lost.
+    pub(crate) lost_packets: u64,
+    /// The calm room before the storm.
+    pub(crate) room_before: RoomResult,
+    /// And during it.
+    pub(crate) room_during: RoomResult,
+    /// What the server counted, by metric name.
+    pub(crate) counted: BTreeMap<String, f64>,
     curve: Vec<(f64, f64)>,
 }
 
 /// The calm room.
 #[derive(Debug, Serialize)]
-struct RoomResult {
+pub(crate) struct RoomResult {
     viewers: u32,
     events: u64,
-    lost: u64,
-    latency: Summary,
+    /// Deliveries that did not come.
+    pub(crate) lost: u64,
+    /// From intended send time to arrival.
+    pub(crate) latency: Summary,
     lateness: Summary,
 }
 
@@ -99,13 +121,25 @@ pub(crate) fn command(options: &JoinsOptions) -> Result<()> {
     let mut progress = Progress::new(options.run.quiet);
     let (_, client_cpus) = options.server.processors()?;
     sys::pin(&client_cpus)?;
-    let mut server = Server::start(&options.server, options.viewers + options.with_room, deadline)?;
-    let outcome = measure(options, &server, client_cpus.len(), deadline, &mut progress);
+    let result = round(options, deadline, &mut progress)?;
+    progress.end();
+    output(options, &result)
+}
+
+/// One storm, with a fresh server.
+pub(crate) fn round(
+    options: &JoinsOptions,
+    deadline: Deadline,
+    progress: &mut Progress,
+) -> Result<JoinsResult> {
+    let (_, client_cpus) = options.server.processors()?;
+    let descriptors = options.transport.descriptors(options.viewers + options.with_room);
+    let mut server = Server::start(&options.server, descriptors, deadline)?;
+    let outcome = measure(options, &server, client_cpus.len(), deadline, progress);
     if !server.runs() {
         bail!("the server ended during the run; its log ends:\n{}", server.log_tail());
     }
-    progress.end();
-    output(options, &outcome?)
+    outcome
 }
 
 fn measure(
@@ -124,17 +158,20 @@ fn measure(
     }
     let mut publisher = Publisher::new(server, &calm, &options.kind)?;
     publisher.payload = 256;
-    let workers = fleet::workers_for(options.viewers, options.workers, processors);
+    let descriptors = options.quic.wire(options.transport).descriptors(options.viewers);
+    let workers = fleet::workers_for(options.viewers, descriptors, options.workers, processors);
     // Prepared first: tokens are not minted during the storm.
     let mut storm = Fleet::start(&storm_plan(options, server), workers, deadline)?;
     let before =
         Schedule { rooms: 1, first: 0, pace: Pace::Rate(options.rate), seconds: options.before };
     let before = drive::window(&mut room, &mut publisher, before, deadline, progress)?;
     progress.stage("joins: storm");
+    let earlier = server.metrics();
     let cpu = server.pid().and_then(sys::cpu_ns).unwrap_or(0);
     let (joined, during) =
         rush(options, &mut storm, &mut room, &mut publisher, before.next, deadline, progress)?;
     let cpu = server.pid().and_then(sys::cpu_ns).unwrap_or(0).saturating_sub(cpu);
+    let counted = server.metrics().growths(&earlier, COUNTED);
     let stats = storm.collect(false, deadline)?;
     let mut join = crate::hist::Recorded::default();
     for group in &stats.groups {
@@ -152,6 +189,8 @@ fn measure(
         server_cpu: cpu as f64 / 1e9 / during.seconds,
         client_cpu: (storm.cpu_ns() + during.client_cpu_ns) as f64 / 1e9 / during.seconds,
         closed: stats.closed,
+        lost_packets: stats.datagrams.lost,
+        counted,
         room_before: room_result(&before, options.with_room),
         room_during: room_result(&during, options.with_room),
         curve: join.curve(),
@@ -216,6 +255,7 @@ fn calm_plan(options: &JoinsOptions, server: &Server, rooms: &[String]) -> Plan 
     Plan {
         addr: server.addr,
         mode: Mode::Viewer,
+        wire: options.quic.wire(options.transport),
         source: [0, 0],
         rooms: rooms.to_vec(),
         shares: vec![Share { room: 0, group: 0, count: options.with_room, slow: false }],
@@ -261,9 +301,9 @@ fn room_result(window: &Window, viewers: u32) -> RoomResult {
     }
 }
 
-fn output(options: &JoinsOptions, result: &JoinsResult) -> Result<()> {
-    let mut output = Output::new("joins");
-    let mut storm = Section::new("storm")
+/// The storm for people.
+pub(crate) fn section(result: &JoinsResult, title: &str) -> Section {
+    let mut storm = Section::new(title)
         .line(
             "joined",
             format!(
@@ -283,7 +323,14 @@ fn output(options: &JoinsOptions, result: &JoinsResult) -> Result<()> {
     for (reason, count) in &result.closed {
         storm = storm.line("CLOSED", format!("{count}: {reason}"));
     }
-    output.print(storm);
+    for (name, grown) in &result.counted {
+        storm = storm.line("counted", format!("{name} {grown}"));
+    }
+    storm
+}
+
+/// The calm room, before and during.
+pub(crate) fn print_rooms(output: &mut Output, result: &JoinsResult) {
     for (title, room) in [("before", &result.room_before), ("during", &result.room_during)] {
         let title = format!("the room of {} viewers {title} the storm", room.viewers);
         output.print(
@@ -293,6 +340,12 @@ fn output(options: &JoinsOptions, result: &JoinsResult) -> Result<()> {
                 .line("lost", format!("{} ({} events)", room.lost, room.events)),
         );
     }
+}
+
+fn output(options: &JoinsOptions, result: &JoinsResult) -> Result<()> {
+    let mut output = Output::new("joins");
+    output.print(section(result, "storm"));
+    print_rooms(&mut output, result);
     output.figure("joined", f64::from(result.joined));
     output.figure("seconds", result.seconds);
     output.figure("joins_per_second", result.joins_per_second);

@@ -7,8 +7,8 @@
 mod arrival;
 mod audit;
 mod book;
+mod certificate;
 mod check;
-mod client_room;
 mod connect;
 mod crash;
 mod crowd;
@@ -17,24 +17,33 @@ mod fanout;
 mod fleet;
 mod floor;
 mod generate;
+mod handshakes;
 mod hist;
 mod html;
 mod http;
 mod joins;
 mod ledger;
+mod link;
 mod log_bench;
+mod namespace;
 mod overload;
 mod protocol;
 mod publish;
+mod quic;
 mod replay;
 mod report;
 mod run;
 mod server;
 mod simulate;
+mod spoof;
 mod storm;
+mod stream;
 mod sys;
 mod token;
+mod told;
 mod trace;
+mod transport;
+mod trust;
 mod upstream;
 mod viewer;
 mod worker;
@@ -60,6 +69,12 @@ enum Command {
     Fanout(Box<fanout::FanoutOptions>),
     /// A connect storm, and what the viewers of another room feel of it.
     Joins(Box<joins::JoinsOptions>),
+    /// A storm of QUIC handshakes, without and with Retry.
+    Handshakes(Box<handshakes::HandshakesOptions>),
+    /// First packets of QUIC from addresses of others. Needs root.
+    Spoof(Box<spoof::SpoofOptions>),
+    /// Important events over a bad line, QUIC against WebSocket. Needs root.
+    Link(Box<link::LinkOptions>),
     /// A recorded room through the publisher API, with an exact check at the end.
     Replay(Box<replay::ReplayOptions>),
     /// The server is killed again and again: nothing accepted may be lost.
@@ -84,6 +99,9 @@ enum Command {
     /// Holds sockets for the parent.
     #[command(hide = true)]
     Worker,
+    /// Sends for `spoof`.
+    #[command(hide = true)]
+    SpoofSender,
     /// Writes bursts for `floor`.
     #[command(hide = true)]
     FloorWriter {
@@ -109,6 +127,9 @@ fn main() -> ExitCode {
         Command::Floor(options) => floor::command(&options),
         Command::Fanout(options) => fanout::command(&options),
         Command::Joins(options) => joins::command(&options),
+        Command::Handshakes(options) => handshakes::command(&options),
+        Command::Spoof(options) => spoof::command(&options),
+        Command::Link(options) => link::command(&options),
         Command::Replay(options) => replay::command(&options),
         Command::Crash(options) => crash::command(&options),
         Command::Storm(options) => storm::command(&options),
@@ -118,6 +139,7 @@ fn main() -> ExitCode {
         Command::Generate(options) => generate::command(&options),
         Command::Compare { first, second } => report::compare(&first, &second),
         Command::Worker => worker::run(),
+        Command::SpoofSender => spoof::sender::run(),
         Command::FloorWriter { viewers, bytes } => floor::writer(viewers, bytes),
         Command::ExecPinned { cpus, program } => sys::exec_pinned(&cpus, &program),
     };

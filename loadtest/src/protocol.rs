@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::check::Recording;
 use crate::hist::Recorded;
+use crate::transport::Wire;
 
 /// Parent to worker.
 #[derive(Debug, Serialize, Deserialize)]
@@ -67,7 +68,7 @@ pub(crate) enum Report {
 /// How a worker's sockets talk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Mode {
-    /// WebSocket, join, frames.
+    /// Join, frames.
     Viewer,
     /// Bare TCP: frames come without handshake or join.
     Bare,
@@ -80,6 +81,8 @@ pub(crate) struct Plan {
     pub(crate) addr: SocketAddr,
     /// How to talk.
     pub(crate) mode: Mode,
+    /// Over what.
+    pub(crate) wire: Wire,
     /// Second and third number of the loopback addresses to connect from.
     pub(crate) source: [u8; 2],
     /// All rooms of the run, also those this worker has no viewers of.
@@ -147,6 +150,21 @@ pub(crate) struct Stats {
     pub(crate) recordings: Vec<Recording>,
     /// What patient viewers met with while joining, since the start.
     pub(crate) returns: Returns,
+    /// What QUIC viewers sent, and what the network lost.
+    pub(crate) datagrams: Datagrams,
+}
+
+/// Datagrams of a worker's QUIC viewers in a window.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub(crate) struct Datagrams {
+    /// Sent.
+    pub(crate) sent: u64,
+    /// System calls for that.
+    pub(crate) sends: u64,
+    /// Not taken by the kernel.
+    pub(crate) refused: u64,
+    /// Packets that viewers hold for lost, since the start.
+    pub(crate) lost: u64,
 }
 
 /// Joins that did not go through at once, and what became of them.
@@ -174,13 +192,13 @@ pub(crate) struct GroupStats {
     pub(crate) duplicated: u64,
     /// Events that were skipped over.
     pub(crate) skipped: u64,
-    /// WebSocket frames of the room.
+    /// Frames of the room.
     pub(crate) frames: u64,
     /// Frames that carry at least one of our events.
     pub(crate) marked_frames: u64,
-    /// Bytes of their content, WebSocket header excluded.
+    /// Bytes of their content, WebSocket header or length excluded.
     pub(crate) marked_bytes: u64,
-    /// Successful `read(2)` calls.
+    /// Successful `read(2)` calls; over QUIC, datagrams.
     pub(crate) reads: u64,
     /// Bytes read.
     pub(crate) bytes: u64,
@@ -250,5 +268,9 @@ impl Stats {
         self.returns.refused += other.returns.refused;
         self.returns.came_back += other.returns.came_back;
         self.returns.reconnected += other.returns.reconnected;
+        self.datagrams.sent += other.datagrams.sent;
+        self.datagrams.sends += other.datagrams.sends;
+        self.datagrams.refused += other.datagrams.refused;
+        self.datagrams.lost += other.datagrams.lost;
     }
 }

@@ -22,6 +22,7 @@ use crate::run::{Deadline, Progress, RunOptions};
 use crate::server::{Metrics, Server, ServerOptions};
 use crate::sys;
 use crate::trace::{self, TraceEvent};
+use crate::transport::Wire;
 use crate::viewer::marked_payload;
 
 /// Viewers of every worker that record all they see.
@@ -107,7 +108,8 @@ pub(crate) fn command(options: &ReplayOptions) -> Result<()> {
         late: crate::hist::new(),
         sampler: Sampler::new(server.pid()),
     };
-    let workers = fleet::workers_for(options.viewers, options.workers, client_cpus.len());
+    let workers =
+        fleet::workers_for(options.viewers, options.viewers, options.workers, client_cpus.len());
     let outcome = replay.run(&server, &trace.events, workers, deadline, &mut progress);
     if !server.runs() {
         bail!("the server ended during the run; its log ends:\n{}", server.log_tail());
@@ -180,6 +182,7 @@ impl Replay<'_> {
         Plan {
             addr: server.addr,
             mode: Mode::Viewer,
+            wire: Wire::default(),
             source: [0, 0],
             rooms: vec![self.room.clone()],
             shares: vec![Share { room: 0, group: 0, count: self.options.viewers, slow: false }],

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs as _, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -15,13 +15,15 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::http::Client;
 use crate::run::Deadline;
-use crate::sys;
 use crate::token::Signer;
+use crate::{certificate, sys};
 
 /// How long a server may take to be ready.
 const READY_LIMIT: Duration = Duration::from_secs(20);
 /// How long a server may take to end after SIGTERM.
 const END_LIMIT: Duration = Duration::from_secs(5);
+/// Of its log that are shown.
+const LOG_LINES: usize = 15;
 /// Connections that one shard with a descriptor table of its own should hold:
 /// well under the limit of 20,000, because the kernel does not share them evenly.
 const CONNECTIONS_PER_TABLE: u32 = 13_000;
@@ -62,6 +64,9 @@ pub(crate) struct ServerOptions {
     /// Processors of the load generator [default: all but the first].
     #[arg(long)]
     client_cpus: Option<String>,
+    /// Where it is to listen; loopback if absent.
+    #[arg(skip)]
+    listen: Option<IpAddr>,
 }
 
 impl ServerOptions {
@@ -70,6 +75,11 @@ impl ServerOptions {
         let mut options = self.clone();
         options.settings.insert(0, setting.to_owned());
         options
+    }
+
+    /// The same on another address than loopback; the certificate is ours.
+    pub(crate) fn elsewhere(&self, listen: IpAddr) -> Self {
+        Self { listen: Some(listen), ..self.clone() }
     }
 
     /// The server's processors and ours.
@@ -128,15 +138,16 @@ impl Launch {
 }
 
 impl Server {
-    /// Starts a server that can hold so many viewers, or finds the one named.
+    /// Starts a server that can hold so many viewers' descriptors, or finds the
+    /// one named.
     pub(crate) fn start(
         options: &ServerOptions,
-        viewers: u32,
+        descriptors: u32,
         deadline: Deadline,
     ) -> Result<Server> {
         let mut server = match &options.url {
             Some(url) => Self::existing(options, url)?,
-            None => Self::spawn(options, viewers)?,
+            None => Self::spawn(options, descriptors)?,
         };
         match server.wait_ready(deadline) {
             Ok(()) => Ok(server),
@@ -164,7 +175,7 @@ impl Server {
         })
     }
 
-    fn spawn(options: &ServerOptions, viewers: u32) -> Result<Server> {
+    fn spawn(options: &ServerOptions, descriptors: u32) -> Result<Server> {
         let program = match &options.server_bin {
             Some(path) => std::path::absolute(path)?,
             None => std::env::current_exe()?.with_file_name("tidegate"),
@@ -178,13 +189,15 @@ impl Server {
             sys::mono_us()
         ));
         fs::create_dir(&dir).with_context(|| format!("creating {}", dir.display()))?;
-        let (addr, admin) = (free_port()?, free_port()?);
+        let listen = options.listen.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let (addr, admin) = (SocketAddr::new(listen, free_port()?), free_port()?);
+        let admin = SocketAddr::new(listen, admin);
         let secret = format!("loadtest-{:032x}-{}", u128::from(sys::mono_us()), std::process::id());
         let (cpus, _) = options.processors()?;
         let mut shards = options.shards.unwrap_or(u32::try_from(cpus.len().max(1))?);
-        let separate = viewers > 18_000;
+        let separate = descriptors > 18_000;
         if separate {
-            shards = shards.max(viewers.div_ceil(CONNECTIONS_PER_TABLE));
+            shards = shards.max(descriptors.div_ceil(CONNECTIONS_PER_TABLE));
         }
         let mut settings = vec![
             ("server.listen".to_owned(), addr.to_string()),
@@ -196,6 +209,14 @@ impl Server {
                 format!("[{{id=\"loadtest\",algorithm=\"HS256\",secret=\"{secret}\"}}]"),
             ),
         ];
+        // On loopback the server makes its own.
+        if !listen.is_loopback() {
+            let (certificate, key) = certificate::write(&dir, listen)?;
+            settings.push(("tls.certificate".to_owned(), certificate.display().to_string()));
+            settings.push(("tls.key".to_owned(), key.display().to_string()));
+            // Publishers and scrapes go in clear, as they always did.
+            settings.push(("tls.plaintext".to_owned(), "always".to_owned()));
+        }
         if separate {
             settings.push(("server.separate_descriptors".to_owned(), "true".to_owned()));
         }
@@ -296,12 +317,14 @@ impl Server {
         self.child.as_mut().is_none_or(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// The end of its log.
+    /// The end of its log, from the panic on if there was one.
     pub(crate) fn log_tail(&self) -> String {
         let Some(launch) = &self.launch else { return String::new() };
         let log = fs::read_to_string(launch.dir.join("server.log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(15)..].join("\n")
+        let panic = lines.iter().position(|line| line.contains("panicked at"));
+        let start = panic.unwrap_or(lines.len().saturating_sub(LOG_LINES));
+        lines[start..].iter().take(LOG_LINES).copied().collect::<Vec<_>>().join("\n")
     }
 
     fn stop(&mut self) {
@@ -344,11 +367,16 @@ fn remove(dir: &Path) {
 /// the server is being restarted, nobody else may get its port.
 const PORTS: std::ops::Range<u16> = 10_000..20_000;
 
-fn free_port() -> Result<SocketAddr> {
+/// One that is free for TCP and for UDP.
+fn free_port() -> Result<u16> {
     let first = u16::try_from(sys::mono_us() % PORTS.len() as u64)?;
-    let candidates = (PORTS.start + first..PORTS.end).chain(PORTS);
-    let mut free = candidates.filter_map(|port| TcpListener::bind(("127.0.0.1", port)).ok());
-    Ok(free.next().context("no free port")?.local_addr()?)
+    let mut candidates = (PORTS.start + first..PORTS.end).chain(PORTS);
+    let any = Ipv4Addr::UNSPECIFIED;
+    candidates
+        .find(|&port| {
+            TcpListener::bind((any, port)).is_ok() && UdpSocket::bind((any, port)).is_ok()
+        })
+        .context("no free port")
 }
 
 /// A scrape.
@@ -385,6 +413,31 @@ impl Metrics {
         Some(self.sums.get(name)? - earlier.sums.get(name).copied().unwrap_or(0.0))
     }
 
+    /// How much each of the counters grew whose name begins with one of these,
+    /// by name and labels; those that did not are left out.
+    pub(crate) fn growths(&self, earlier: &Metrics, prefixes: &[&str]) -> BTreeMap<String, f64> {
+        let lines = self.sums.iter().chain(&self.series);
+        let wanted = lines.filter(|(name, _)| {
+            let bare = name.split('{').next().unwrap_or_default();
+            // With labels only, where there are some.
+            let labelled = format!("{name}{{");
+            bare.ends_with("_total")
+                && prefixes.iter().any(|prefix| bare.starts_with(prefix))
+                && !self
+                    .series
+                    .range(labelled.clone()..)
+                    .next()
+                    .is_some_and(|(series, _)| series.starts_with(&labelled))
+        });
+        wanted
+            .map(|(name, now)| {
+                let before = earlier.series.get(name).or(earlier.sums.get(name));
+                (name.clone(), now - before.copied().unwrap_or(0.0))
+            })
+            .filter(|(_, grown)| *grown > 0.0)
+            .collect()
+    }
+
     /// The same of one series, labels as they are written.
     pub(crate) fn series_growth(&self, earlier: &Metrics, series: &str) -> Option<f64> {
         Some(self.series.get(series)? - earlier.series.get(series).copied().unwrap_or(0.0))
@@ -405,6 +458,10 @@ mod tests {
         assert_eq!(after.growth(&before, "up"), Some(1.0));
         assert_eq!(after.growth(&before, "absent"), None);
         let one = "tidegate_writes_total{shard=\"1\"}";
+        // By series and not once more as a sum; another's counters are left out.
+        let grown = after.growths(&before, &["tidegate_"]);
+        assert_eq!((grown.len(), grown.get(one)), (2, Some(&7.0)), "{grown:?}");
+        assert!(after.growths(&before, &["other_"]).is_empty());
         assert_eq!(after.series_growth(&before, one), Some(7.0));
     }
 }

@@ -20,6 +20,7 @@ use crate::report::{Output, Section};
 use crate::run::{Deadline, Progress, RunOptions};
 use crate::server::{Server, ServerOptions};
 use crate::sys;
+use crate::transport::Wire;
 use crate::upstream::{self, Upstream};
 
 /// Within which all are to have caught up.
@@ -267,6 +268,7 @@ impl Calm {
         let plan = Plan {
             addr: server.addr,
             mode: Mode::Viewer,
+            wire: Wire::default(),
             source: [0, 0],
             rooms: rooms.clone(),
             shares: vec![Share { room: 0, group: 0, count: options.with_room, slow: false }],

@@ -129,6 +129,21 @@ fn field_kib(text: &str, name: &str) -> Option<u64> {
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
+/// Datagrams that this network namespace's kernel dropped because a receive
+/// buffer was full, since it began.
+pub(crate) fn udp_drops() -> u64 {
+    udp_counter(&fs::read_to_string("/proc/net/snmp").unwrap_or_default(), "RcvbufErrors")
+        .unwrap_or(0)
+}
+
+/// A counter of the two `Udp:` lines, names and values.
+fn udp_counter(snmp: &str, name: &str) -> Option<u64> {
+    let mut lines = snmp.lines().filter(|line| line.starts_with("Udp:"));
+    let (names, values) = (lines.next()?, lines.next()?);
+    let at = names.split_ascii_whitespace().position(|field| field == name)?;
+    values.split_ascii_whitespace().nth(at)?.parse().ok()
+}
+
 /// What a figure was measured on.
 #[derive(Debug, Clone, Serialize, Deserialize, Default)]
 pub(crate) struct Machine {
@@ -198,6 +213,13 @@ mod tests {
         assert!(parse_cpus("none").unwrap().is_empty());
         assert!(parse_cpus("3-1").is_err());
         assert!(parse_cpus("x").is_err());
+    }
+
+    #[test]
+    fn dropped_datagrams_are_found() {
+        let snmp = "Tcp: a b\nTcp: 1 2\nUdp: InDatagrams NoPorts RcvbufErrors\nUdp: 7 8 9\n";
+        assert_eq!(udp_counter(snmp, "RcvbufErrors"), Some(9));
+        assert_eq!(udp_counter(snmp, "None"), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! `n` alone follow loss and repetition, from `t` the latency. A sample of the
 //! viewers parses everything beside that (`check`).
 
-use mio::net::TcpStream;
+use crate::stream::Stream;
 
 /// What precedes the three numbers of our marker.
 pub(crate) const MARKER: &str = "\"lt\":[";
@@ -31,8 +31,8 @@ pub(crate) enum Phase {
 /// One viewer: about ninety bytes.
 #[derive(Debug)]
 pub(crate) struct Viewer {
-    /// Its socket while it is open.
-    pub(crate) stream: Option<TcpStream>,
+    /// Its socket while it is open; QUIC viewers have none.
+    pub(crate) stream: Option<Stream>,
     /// Where it is in its life.
     pub(crate) phase: Phase,
     /// With a small receive buffer, and not reading while told so.

@@ -1,27 +1,35 @@
 //! A worker process: one thread, one readiness loop, many thousand viewers.
 
 mod patience;
+mod quic;
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{ErrorKind, Write as _};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Registry, Token};
+use rustls::ClientConfig;
 
 use self::patience::Patience;
 use crate::book::{Answer, Book};
-use crate::connect::Connecting;
+use crate::connect::{self, Connecting, Ports};
 use crate::protocol::{Command, Mode, Plan, Report};
-use crate::sys;
-use crate::token;
+use crate::quic::driver::Driver;
+use crate::stream::Stream;
+use crate::transport::Transport;
 use crate::viewer::{Phase, UNCHECKED, Viewer};
 use crate::wsclient::{self, Parsed, Upgrade};
+use crate::{sys, token, trust};
 
 /// The one read buffer.
 const READ_BUFFER: usize = 256 * 1024;
 
 const STDIN: Token = Token(usize::MAX);
+/// UDP sockets, after the viewers'.
+const FIRST_UDP: usize = 1 << 32;
 
 /// Runs until the parent says to quit or is gone.
 pub(crate) fn run() -> Result<()> {
@@ -41,8 +49,25 @@ fn report(report: &Report) -> Result<()> {
     std::io::stdout().lock().write_all(&line).context("reporting to the parent")
 }
 
+/// How a viewer's connection is opened: see [`connect::Open`].
+fn opener<'a>(
+    quic: &'a mut Option<Box<Driver>>,
+    tls: Option<&'a Arc<ClientConfig>>,
+    addr: SocketAddr,
+    registry: &'a Registry,
+) -> impl FnMut(&mut Viewer, usize, &mut Ports) -> Result<Option<Stream>> + 'a {
+    move |viewer, index, ports| match quic {
+        Some(quic) => quic.connect(index).map(|()| None),
+        None => connect::tcp(viewer, Token(index), addr, tls, ports, registry).map(Some),
+    }
+}
+
 struct Worker {
     poll: Poll,
+    /// The connections of QUIC viewers, if that is what they are.
+    quic: Option<Box<Driver>>,
+    /// For WebSocket over TLS.
+    tls: Option<Arc<ClientConfig>>,
     input: Vec<u8>,
     buffer: Vec<u8>,
     plan: Option<Box<Plan>>,
@@ -67,6 +92,8 @@ impl Worker {
         poll.registry().register(&mut SourceFd(&fd), STDIN, Interest::READABLE)?;
         Ok(Self {
             poll,
+            quic: None,
+            tls: None,
             input: Vec::new(),
             buffer: vec![0; READ_BUFFER],
             plan: None,
@@ -86,24 +113,27 @@ impl Worker {
         let mut events = Events::with_capacity(1024);
         while !self.quit {
             let timeout = if self.connecting.is_some() { 1 } else { 1_000 };
-            match self.poll.poll(&mut events, Some(Duration::from_millis(timeout))) {
+            let timeout = Duration::from_millis(timeout);
+            let timeout = self.quic.as_ref().map_or(timeout, |quic| quic.patience(timeout));
+            match self.poll.poll(&mut events, Some(timeout)) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 other => other?,
             }
             for event in &events {
-                if event.token() == STDIN {
-                    self.commands()?;
-                } else {
-                    self.ready(event.token().0)?;
+                match (event.token(), &mut self.quic) {
+                    (STDIN, _) => self.commands()?,
+                    (Token(token), Some(quic)) => quic.ready(token),
+                    (Token(token), None) => self.ready(token)?,
                 }
             }
+            self.turn_quic()?;
             for (room, n) in self.book.newly_done() {
                 report(&Report::Done { room, n })?;
             }
             self.come_back(sys::mono_us())?;
             self.connect_more()?;
         }
-        Ok(())
+        self.close_quic()
     }
 
     fn commands(&mut self) -> Result<()> {
@@ -140,11 +170,15 @@ impl Worker {
             }
             Command::Window => {
                 self.book.open_window(sys::mono_us());
+                if let Some(quic) = &mut self.quic {
+                    quic.open_window();
+                }
                 report(&Report::WindowOpen)
             }
             Command::Collect { recordings } => {
                 let mut stats = self.book.stats(&self.viewers, recordings);
                 stats.returns = self.patience.counts;
+                stats.datagrams = self.datagrams();
                 report(&Report::Stats(Box::new(stats)))
             }
             Command::SlowRead(reads) => self.slow_read(reads),
@@ -162,6 +196,10 @@ impl Worker {
         let groups = plan.shares.iter().map(|share| usize::from(share.group) + 1).max();
         self.book = Book::new(groups.unwrap_or(0), plan.rooms.len(), plan.digest);
         self.upgrade = wsclient::upgrade_request(&plan.addr.to_string(), plan.compress);
+        let transport = plan.wire.transport;
+        if transport == Transport::Wss {
+            self.tls = Some(Arc::new(trust::config(&[b"http/1.1"])?));
+        }
         let signer = token::Signer::new(&plan.secret);
         let mut number = 0_u32;
         for share in &plan.shares {
@@ -171,7 +209,11 @@ impl Worker {
                 let check = record
                     || (plan.check_every != 0 && number.is_multiple_of(plan.check_every))
                     || (share.slow && plan.check_every != 0);
-                let check = if check { self.book.add_check(record) } else { UNCHECKED };
+                let check = match (check, transport) {
+                    (false, _) => UNCHECKED,
+                    (true, Transport::Quic) => self.book.add_lane_check(),
+                    (true, _) => self.book.add_check(record),
+                };
                 self.viewers.push(Viewer::new(share.room, share.group, share.slow, check));
                 if plan.mode == Mode::Viewer {
                     let room = plan
@@ -179,12 +221,15 @@ impl Worker {
                         .get(usize::from(share.room))
                         .ok_or_else(|| anyhow!("no such room in the plan"))?;
                     let token = signer.viewer(&format!("{}{number}", plan.user), room)?;
-                    let join = serde_json::json!({"join": {"room": room, "token": token}});
-                    let join = join.to_string();
-                    self.joins.push(wsclient::client_frame(wsclient::TEXT, join.as_bytes()));
+                    self.joins.push(join_message(transport, room, token));
                 }
                 number += 1;
             }
+        }
+        if transport == Transport::Quic {
+            let registry = self.poll.registry();
+            let driver = Driver::open(&plan, self.viewers.len(), FIRST_UDP, registry)?;
+            self.quic = Some(Box::new(driver));
         }
         self.plan = Some(plan);
         Ok(())
@@ -193,8 +238,12 @@ impl Worker {
     fn slow_read(&mut self, reads: bool) -> Result<()> {
         self.slow_stopped = !reads;
         for index in 0..self.viewers.len() {
-            if reads && self.viewers[index].slow {
-                self.ready(index)?;
+            if !reads || !self.viewers[index].slow {
+                continue;
+            }
+            match &mut self.quic {
+                Some(quic) => quic.read_again(index),
+                None => self.ready(index)?,
             }
         }
         Ok(())
@@ -204,7 +253,9 @@ impl Worker {
         let (Some(connecting), Some(plan)) = (&mut self.connecting, &self.plan) else {
             return Ok(());
         };
-        let Some(news) = connecting.more(plan, &mut self.viewers, self.poll.registry()) else {
+        let (quic, tls, registry) = (&mut self.quic, self.tls.as_ref(), self.poll.registry());
+        let mut open = opener(quic, tls, plan.addr, registry);
+        let Some(news) = connecting.more(plan, &mut self.viewers, &mut open) else {
             return Ok(());
         };
         if matches!(news, Report::Settled { .. }) {
@@ -228,13 +279,15 @@ impl Worker {
     fn connected(&mut self, index: usize) -> Result<()> {
         let viewer = &mut self.viewers[index];
         let Some(stream) = &mut viewer.stream else { return Ok(()) };
-        if let Ok(Some(error)) | Err(error) = stream.take_error() {
-            return self.gone(index, format!("connect: {error}"));
-        }
-        match stream.peer_addr() {
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::NotConnected => return Ok(()),
-            Err(error) => return self.gone(index, format!("connect: {error}")),
+        let failed = match (stream.take_error(), stream.peer_addr()) {
+            (Ok(Some(error)) | Err(error), _) => Some(error),
+            (_, Ok(_)) => None,
+            (_, Err(error)) if error.kind() == ErrorKind::NotConnected => return Ok(()),
+            (_, Err(error)) => Some(error),
+        };
+        if let Some(error) = failed {
+            self.gone(index, format!("connect: {error}"));
+            return Ok(());
         }
         let bare = self.plan.as_ref().is_some_and(|plan| plan.mode == Mode::Bare);
         if bare {
@@ -243,10 +296,11 @@ impl Worker {
         }
         viewer.phase = Phase::Upgrading;
         match stream.write(&self.upgrade) {
-            Ok(n) if n == self.upgrade.len() => Ok(()),
+            Ok(n) if n == self.upgrade.len() => {}
             Ok(_) => self.gone(index, "handshake: short write".into()),
             Err(error) => self.gone(index, format!("handshake: {error}")),
         }
+        Ok(())
     }
 
     fn live(&mut self, index: usize) {
@@ -258,9 +312,9 @@ impl Worker {
     }
 
     /// A connection failed before it was live, or ended after.
-    fn gone(&mut self, index: usize, reason: String) -> Result<()> {
+    fn gone(&mut self, index: usize, reason: String) {
         if self.returns(index) {
-            return Ok(());
+            return;
         }
         let viewer = &mut self.viewers[index];
         viewer.stream = None;
@@ -273,7 +327,6 @@ impl Worker {
                 }
             }
         }
-        Ok(())
     }
 
     /// Reads until the socket is empty.
@@ -281,10 +334,10 @@ impl Worker {
         let mut buffer = std::mem::take(&mut self.buffer);
         let outcome = self.receive_into(index, &mut buffer);
         self.buffer = buffer;
-        match outcome? {
-            None => Ok(()),
-            Some(reason) => self.gone(index, reason),
+        if let Some(reason) = outcome? {
+            self.gone(index, reason);
         }
+        Ok(())
     }
 
     fn receive_into(&mut self, index: usize, buffer: &mut [u8]) -> Result<Option<String>> {
@@ -440,6 +493,9 @@ impl Worker {
     }
 
     fn write(&mut self, index: usize, bytes: &[u8]) -> Result<(), String> {
+        if let Some(quic) = &mut self.quic {
+            return quic.say(index, bytes);
+        }
         let Some(stream) = &mut self.viewers[index].stream else { return Ok(()) };
         match stream.write(bytes) {
             Ok(n) if n == bytes.len() => Ok(()),
@@ -447,6 +503,15 @@ impl Worker {
             Err(error) => Err(format!("write: {error}")),
         }
     }
+}
+
+/// What a viewer says first, as its transport wants it.
+fn join_message(transport: Transport, room: &str, token: String) -> Vec<u8> {
+    if transport == Transport::Quic {
+        return quic::join(room, token);
+    }
+    let join = serde_json::json!({"join": {"room": room, "token": token}}).to_string();
+    wsclient::client_frame(wsclient::TEXT, join.as_bytes())
 }
 
 fn close_reason(payload: &[u8]) -> String {

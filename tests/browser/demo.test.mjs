@@ -83,10 +83,10 @@ for (const [size, options] of Object.entries(SIZES)) {
     after(() => context?.close());
 
     test("becomes live, alone in its room", async () => {
-      await page.goto(server.url);
+      await page.goto(`${server.url}/?transport=websocket`);
       await state("live");
       await until(() => document.querySelector("#online").textContent === "1");
-      assert.match(await text("#state-text"), /live/);
+      assert.equal(await text("#state-text"), "live · WebSocket");
     });
 
     test("shows what the demo feed says", async () => {

@@ -58,7 +58,10 @@ export class Server {
       stdio: ["ignore", "pipe", "pipe"],
     });
     for (const stream of [this.child.stdout, this.child.stderr]) {
-      stream.on("data", (data) => (this.log = (this.log + data).slice(-20_000)));
+      stream.on("data", (data) => {
+        this.log = (this.log + data).slice(-20_000);
+        if (String(data).includes("panicked")) this.panicked = true;
+      });
     }
     this.stopping = false;
     this.exited = once(this.child, "exit").then(([code, signal]) => {
@@ -82,6 +85,7 @@ export class Server {
   async remove() {
     await this.stop();
     await rm(this.folder, { recursive: true, force: true });
+    if (this.panicked) throw new Error(`the server panicked:\n${this.log}`);
   }
 }
 

@@ -75,7 +75,8 @@ def stop(process, seconds=15):
 class Server:
     """`tidegate serve --config …`; a context manager."""
 
-    def __init__(self, overrides=""):
+    def __init__(self, overrides="", server=""):
+        """`overrides`: sections of the configuration; `server`: more of `[server]`."""
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="tidegate-interop-"))
         self.port, self.admin_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -87,6 +88,7 @@ listen = "127.0.0.1:{self.port}"
 admin_listen = "127.0.0.1:{self.admin_port}"
 drain_timeout_ms = 2000
 reconnect_spread_ms = 500
+{server}
 
 [[auth.keys]]
 id = "interop"
@@ -97,7 +99,7 @@ secret = "{secrets.token_hex(32)}"
         )
 
     def __enter__(self):
-        self.log = open(self.folder / "server.log", "w+")
+        self.log = open(self.folder / "server.log", "a+")
         self.process = subprocess.Popen(
             [binary(), "serve", "--config", self.config],
             cwd=self.folder,
@@ -108,19 +110,29 @@ secret = "{secrets.token_hex(32)}"
         try:
             wait_for("tidegate", self._ready)
         except SystemExit:
-            print((self.folder / "server.log").read_text()[-4000:])
+            print(self.said())
             self.__exit__(None, None, None)
             raise
         return self
+
+    def said(self):
+        """The end of its log."""
+        return (self.folder / "server.log").read_text()[-4000:]
 
     def _ready(self):
         if self.process.poll() is not None:
             raise SystemExit(f"tidegate ended with {self.process.returncode}")
         return bool(fetch(f"{self.admin_url}/readyz") or True)
 
-    def __exit__(self, *_):
+    def end(self, sure=False):
+        """SIGTERM, or with `sure` SIGKILL; entering again starts it where it was."""
+        if sure:
+            self.process.kill()
         stop(self.process)
         self.log.close()
+
+    def __exit__(self, *_):
+        self.end()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def token(self, user, role="viewer", rooms=("*",), ttl="1h"):

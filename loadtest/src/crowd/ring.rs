@@ -2,7 +2,7 @@
 //! times for all viewers.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::BinaryHeap;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,13 +17,16 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
+use tidegate::engine::time::Time;
+use tidegate::viewer::room::{Model, Say, Shown, Source};
 
+use super::place::Place;
 use super::{Behaviour, HORIZONS_US, Order, Outcome, Plan, Seen, Shared, WAKER};
-use crate::client_room::{Frame, Room, Say, Shown, Told};
 use crate::connect::{Ports, open};
 use crate::hist::{self, Recorded};
 use crate::sys;
 use crate::token::Signer;
+use crate::told::{Event, Mark, Told};
 use crate::viewer::Phase;
 use crate::wsclient::{self, Parsed, Upgrade};
 
@@ -31,8 +34,6 @@ use crate::wsclient::{self, Parsed, Upgrade};
 const READ_BUFFER: usize = 256 * 1024;
 /// A connection that has not joined after this is given up and made anew.
 const JOIN_LIMIT_US: u64 = 15_000_000;
-/// Messages of a room that are kept parsed: all its viewers get the same ones.
-const PARSED: usize = 4;
 /// Between looks at who is behind.
 const LOOK_US: u64 = 20_000;
 
@@ -43,7 +44,7 @@ struct Member {
     room: usize,
     token: String,
     partial: Vec<u8>,
-    model: Room,
+    model: Model<Mark>,
     base: Option<u64>,
     shown: Vec<u32>,
     /// When its connection began, or, where it has none, is to begin.
@@ -56,19 +57,6 @@ struct Member {
     wake: u64,
     /// Was cut off, and has not caught up.
     returning: bool,
-}
-
-/// An event's name: whether it is important, and which of its sort.
-type Named = (bool, u64);
-
-/// What rooms have in common.
-#[derive(Default)]
-struct Place {
-    parsed: VecDeque<(Vec<u8>, Arc<Told>)>,
-    /// Which event has which number, as first seen.
-    by_seq: HashMap<u64, Named>,
-    /// The same for important numbers.
-    by_important: HashMap<u64, Named>,
 }
 
 pub(super) struct Ring {
@@ -134,7 +122,7 @@ impl Ring {
                     room,
                     token: signer.viewer(&format!("crowd-{index}"), name)?,
                     partial: Vec::new(),
-                    model: Room::default(),
+                    model: Model::default(),
                     base: None,
                     shown: Vec::new(),
                     since: begin,
@@ -177,7 +165,7 @@ impl Ring {
     fn close(mut self) -> Outcome {
         self.outcome.comebacks = Recorded::of(&self.comebacks);
         for member in self.members {
-            self.outcome.tally.absorb(&member.model.tally);
+            self.outcome.tally.absorb(member.model.tally());
             self.outcome.viewers.push(Seen {
                 room: member.room,
                 base: member.base,
@@ -236,7 +224,7 @@ impl Ring {
         let member = &mut self.members[index];
         let next = match member.phase {
             Phase::Closed => Some(member.since),
-            Phase::Live => member.model.next_deadline(),
+            Phase::Live => member.model.next_deadline().map(Time::as_micros),
             _ => Some(member.rejoin.unwrap_or(member.since + JOIN_LIMIT_US)),
         };
         if let Some(next) = next
@@ -270,12 +258,7 @@ impl Ring {
         let member = &mut self.members[index];
         match member.phase {
             Phase::Closed if member.since <= now => self.connect(index),
-            Phase::Live => {
-                while let Some(say) = self.members[index].model.due(now) {
-                    self.say(index, say)?;
-                }
-                Ok(())
-            }
+            Phase::Live => self.speak(index, now),
             Phase::Joining if member.rejoin.is_some_and(|at| at <= now) => {
                 member.rejoin = None;
                 self.ask_to_join(index)
@@ -383,13 +366,31 @@ impl Ring {
         self.send(index, &json!({ "join": join }))
     }
 
+    /// Says what its model has to say.
+    fn speak(&mut self, index: usize, now: u64) -> Result<(), String> {
+        loop {
+            let random = &mut self.random;
+            let mut draw = |end: u64| if end == 0 { 0 } else { random.random_range(0..end) };
+            let said = self.members[index].model.say(Time::from_micros(now), &mut draw);
+            let Some(say) = said else { return Ok(()) };
+            self.say(index, say)?;
+        }
+    }
+
     fn say(&mut self, index: usize, say: Say) -> Result<(), String> {
         let member = &self.members[index];
         let room = &self.plan.rooms[member.room].0;
+        let silent = member.behaviour != Behaviour::Acknowledges;
         let message = match say {
-            Say::Ack(_) if member.behaviour != Behaviour::Acknowledges => return Ok(()),
+            Say::Ack(_) | Say::Digest { .. } if silent => return Ok(()),
             Say::Ack(important) => json!({"ack": {"room": room, "important": important}}),
             Say::Pull(from, to) => json!({"pull": {"room": room, "from": from, "to": to}}),
+            Say::Digest { from, to, digest } => {
+                let (count, xor) = (digest.count, digest.xor);
+                let digest = json!({"room": room, "from": from, "to": to, "count": count,
+                    "xor": xor});
+                json!({ "digest": digest })
+            }
         };
         self.send(index, &message)
     }
@@ -462,14 +463,16 @@ impl Ring {
     }
 
     fn message(&mut self, index: usize, text: &[u8]) -> Result<(), String> {
-        let told = self.parsed(self.members[index].room, text)?;
+        let place = &mut self.places[self.members[index].room];
+        let told = place.read(text, &mut self.outcome.conflicts)?;
         let now = sys::mono_us();
+        let time = Time::from_micros(now);
         let random = &mut self.random;
         let mut draw = |end: u64| if end == 0 { 0 } else { random.random_range(0..end) };
         let member = &mut self.members[index];
         match &*told {
             Told::Welcome { ack_slot } => {
-                member.model.welcomed(*ack_slot);
+                member.model.connected(*ack_slot, false);
                 return self.ask_to_join(index);
             }
             Told::Joined(joined) => {
@@ -479,26 +482,28 @@ impl Ring {
                     self.outcome.reconnected += 1;
                     self.shared.reconnected.fetch_add(1, Ordering::Relaxed);
                 }
-                member.model.joined(joined, now, &mut draw);
+                member.model.joined(joined, time, &mut draw, &mut |_| {});
                 (member.phase, member.attempts) = (Phase::Live, 0);
                 self.shared.live.fetch_add(1, Ordering::Relaxed);
                 self.caught_up(index, now);
             }
             Told::Frame(frame) => {
                 self.outcome.frames += 1;
-                let (shown, room) = (&mut member.shown, member.room);
+                let (seen, room) = (&mut member.shown, member.room);
                 let acknowledges = member.behaviour == Behaviour::Acknowledges;
                 let outcome = &mut self.outcome;
-                let mut show = |event: Shown| {
-                    shown.push(event.n);
-                    let age = now.saturating_sub(event.sent_us);
+                let mut show = |shown| {
+                    let Shown::Event(Mark { n, sent_us, important: true }) = shown else { return };
+                    seen.push(u32::try_from(n).unwrap_or(u32::MAX));
+                    let age = now.saturating_sub(sent_us);
                     for (count, horizon) in outcome.reached[room].iter_mut().zip(HORIZONS_US) {
                         *count += u64::from(acknowledges && age <= horizon);
                     }
                 };
-                if let Some(say) = member.model.frame(frame, now, &mut draw, &mut show) {
-                    self.say(index, say)?;
-                }
+                let events = frame.events.iter().map(Event::incoming);
+                let header = &frame.header;
+                let control = Source::Control;
+                member.model.frame(header, control, events, time, &mut draw, &mut show);
                 self.caught_up(index, now);
             }
             Told::Gap { first_seq, last_seq } => {
@@ -507,7 +512,7 @@ impl Ring {
             }
             Told::Missed { to, within_ms, .. } => {
                 self.outcome.missed += 1;
-                member.model.missed(*to, *within_ms, now, &mut draw);
+                member.model.missed(*to, *within_ms, time, &mut draw);
             }
             Told::Ping {} => return self.send(index, &json!({"pong": {}})),
             Told::Goaway { reconnect_after_ms } => {
@@ -523,31 +528,14 @@ impl Ring {
                     None if member.phase == Phase::Joining => {
                         return Err(format!("refused: {code}"));
                     }
-                    _ => {}
+                    after => {
+                        let after = after.map(Duration::from_millis);
+                        member.model.failed(code, after, time);
+                    }
                 }
             }
         }
-        Ok(())
-    }
-
-    /// What a message says; the same bytes are not parsed for every viewer.
-    fn parsed(&mut self, room: usize, text: &[u8]) -> Result<Arc<Told>, String> {
-        let place = &mut self.places[room];
-        if let Some((_, told)) = place.parsed.iter().find(|(bytes, _)| bytes == text) {
-            return Ok(Arc::clone(told));
-        }
-        let told = serde_json::from_slice(text).map_err(|error| {
-            format!("unreadable message ({error}): {}", String::from_utf8_lossy(text))
-        })?;
-        let told = Arc::new(told);
-        if let Told::Frame(frame) = &*told {
-            place.note(frame, &mut self.outcome.conflicts);
-        }
-        if matches!(*told, Told::Frame(_) | Told::Joined(_)) {
-            place.parsed.truncate(PARSED - 1);
-            place.parsed.push_front((text.to_vec(), Arc::clone(&told)));
-        }
-        Ok(told)
+        self.speak(index, now)
     }
 
     fn caught_up(&mut self, index: usize, now: u64) {
@@ -557,25 +545,6 @@ impl Ring {
             self.comebacks.saturating_record(now.saturating_sub(member.since));
             self.shared.returned_us.store(now, Ordering::Relaxed);
             self.shared.returning.fetch_sub(1, Ordering::Release);
-        }
-    }
-}
-
-impl Place {
-    /// Notes which event has which number; tells of numbers that two have.
-    fn note(&mut self, frame: &Frame, conflicts: &mut Vec<String>) {
-        for event in &frame.events {
-            let (seq, important, n) = event.numbers();
-            let named = (important.is_some(), n);
-            let numbers =
-                [("seq", seq, &mut self.by_seq), ("important", important, &mut self.by_important)];
-            for (sort, number, known) in numbers {
-                let Some(number) = number else { continue };
-                let first = *known.entry(number).or_insert(named);
-                if first != named {
-                    conflicts.push(format!("{sort} {number} is of {first:?} and {named:?}"));
-                }
-            }
         }
     }
 }

@@ -7,18 +7,32 @@ use serde::Serialize;
 use crate::drive::{Series, Window};
 use crate::floor;
 use crate::hist::Summary;
-use crate::protocol::GroupStats;
+use crate::protocol::{Datagrams, GroupStats};
 use crate::report::Section;
 use crate::server::Metrics;
+use crate::transport::Transport;
+
+/// Broken promises that are told in words.
+const SHOWN_ERRORS: usize = 5;
+/// What stands for socket writes over QUIC.
+const DATAGRAMS_SENT: &str = "tidegate_quic_datagrams_total{direction=\"sent\"}";
 
 /// One round.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct FanoutResult {
+    pub(super) transport: Transport,
     pub(super) joined: u32,
     pub(super) failed: BTreeMap<String, u32>,
     pub(super) join_seconds: f64,
     /// Resident KiB of the server without and with its viewers.
     pub(super) memory: Option<Memory>,
+    /// What an idle viewer weighs in the client.
+    pub(super) client_bytes_per_viewer: f64,
+    /// What QUIC viewers sent in the window.
+    pub(super) datagrams: Datagrams,
+    /// Datagrams of the window that the kernel dropped before a full receive
+    /// buffer, of everybody on the machine.
+    pub(super) dropped: u64,
     pub(super) frame_bytes: u64,
     pub(super) window: WindowResult,
     /// Windows of a run with slow viewers.
@@ -52,9 +66,11 @@ pub(super) struct WindowResult {
     pub(super) gaps: u64,
     /// Broken promises that checking viewers saw.
     pub(super) errors: u64,
+    /// The first of them in words.
+    pub(super) broken: Vec<String>,
     /// Frames that viewers received.
     pub(super) frames: u64,
-    /// Socket writes of the server.
+    /// Socket writes of the server; over QUIC, datagrams.
     pub(super) writes: u64,
     /// Whether the server counted them; otherwise they are the frames received.
     pub(super) writes_counted: bool,
@@ -110,6 +126,7 @@ pub(super) struct SlowResult {
 pub(super) fn relate(
     window: &Window,
     rooms: u16,
+    transport: Transport,
     before: &Metrics,
     after: &Metrics,
 ) -> WindowResult {
@@ -119,7 +136,10 @@ pub(super) fn relate(
     let events_per_room = window.events / u64::from(rooms);
     let expected = events_per_room * (group.viewers + window.stats.closed.values().sum::<u64>());
     let frames = group.frames + others.frames;
-    let counted = after.growth(before, "tidegate_socket_writes_total");
+    let counted = match transport {
+        Transport::Quic => after.series_growth(before, DATAGRAMS_SENT),
+        _ => after.growth(before, "tidegate_socket_writes_total"),
+    };
     let writes = counted.map_or(frames, |count| count as u64);
     let deliveries = group.deliveries + others.deliveries;
     let cpu_us = window.cpu_ns as f64 / 1e3;
@@ -132,6 +152,7 @@ pub(super) fn relate(
         duplicated: group.duplicated,
         gaps: group.gaps,
         errors: window.stats.error_count,
+        broken: window.stats.errors.iter().take(SHOWN_ERRORS).cloned().collect(),
         frames,
         writes,
         writes_counted: counted.is_some(),
@@ -154,7 +175,8 @@ pub(super) fn relate(
 
 /// A round for people.
 pub(super) fn sections(round: &FanoutResult, number: usize) -> Vec<Section> {
-    let mut head = Section::new(&format!("round {number}")).line(
+    let title = format!("round {number}, {}", round.transport.name());
+    let mut head = Section::new(&title).line(
         "joined",
         format!(
             "{} in {:.2} s, {:.0} per second",
@@ -175,8 +197,24 @@ pub(super) fn sections(round: &FanoutResult, number: usize) -> Vec<Section> {
             ),
         );
     }
+    head = head.line(
+        "client memory",
+        format!("{:.0} bytes per idle viewer", round.client_bytes_per_viewer),
+    );
     head = head.line("frame", format!("{} bytes", round.frame_bytes));
-    let mut sections = vec![head, window_section(&round.window, "window")];
+    let mut window = window_section(&round.window, "window");
+    if round.transport == Transport::Quic {
+        let Datagrams { sent, sends, refused, lost } = round.datagrams;
+        window = window.line(
+            "datagrams",
+            format!(
+                "{sent} sent by viewers in {sends} calls ({refused} refused), {lost} packets held \
+                 for lost since the start, {} dropped by the kernel",
+                round.dropped
+            ),
+        );
+    }
+    let mut sections = vec![head, window];
     if let Some(slow) = &round.slow {
         sections.push(window_section(&slow.stopped, "the others while some do not read"));
         sections.push(slow_section(slow, &round.window));
@@ -222,6 +260,9 @@ fn window_section(window: &WindowResult, title: &str) -> Section {
     }
     for (reason, count) in &window.closed {
         section = section.line("CLOSED", format!("{count}: {reason}"));
+    }
+    for error in &window.broken {
+        section = section.line("BROKEN", error.clone());
     }
     section
 }

@@ -19,6 +19,7 @@ use crate::protocol::{Mode, Plan, Share, Stats};
 use crate::run::{Deadline, Progress, RunOptions};
 use crate::server::{Server, ServerOptions};
 use crate::sys;
+use crate::transport::Wire;
 
 /// One of so many viewers reads and checks everything.
 const CHECK_EVERY: u32 = 50;
@@ -215,7 +216,7 @@ impl<'a> Bench<'a> {
         let plan = viewers(server, &rooms, vec![share(0, options.viewers)]);
         let shares = (1..=options.small_rooms).map(|room| share(room, options.small_viewers));
         let small = Plan { shares: shares.collect(), ..plan.clone() };
-        let workers = fleet::workers_for(options.viewers, 0, client_cpus.len());
+        let workers = fleet::workers_for(options.viewers, options.viewers, 0, client_cpus.len());
         let mut hot = Fleet::start(&plan, workers, deadline)?;
         let mut small = Fleet::start(&small, 1, deadline)?;
         progress.stage("overload: viewers join");
@@ -525,6 +526,7 @@ fn viewers(server: &Server, rooms: &[String], shares: Vec<Share>) -> Plan {
     Plan {
         addr: server.addr,
         mode: Mode::Viewer,
+        wire: Wire::default(),
         source: [0, 0],
         rooms: rooms.to_vec(),
         shares,

@@ -39,12 +39,17 @@ impl Patience {
 impl Worker {
     /// Sends the join of a viewer whose connection stands.
     pub(super) fn ask_to_join(&mut self, index: usize) -> Result<(), String> {
-        let join = std::mem::take(&mut self.joins[index]);
-        let written = self.write(index, &join);
+        let join = self.join_of(index);
+        self.write(index, &join)
+    }
+
+    /// The join of a viewer, which is needed again only if it may return.
+    pub(super) fn join_of(&mut self, index: usize) -> Vec<u8> {
         if self.is_patient() {
-            self.joins[index] = join;
+            self.joins[index].clone()
+        } else {
+            self.joins.get_mut(index).map(std::mem::take).unwrap_or_default()
         }
-        written
     }
 
     /// The server asks to come back after so many milliseconds.
@@ -91,22 +96,28 @@ impl Worker {
             if !std::mem::take(&mut viewer.returning) {
                 continue;
             }
-            if viewer.stream.is_some() {
+            if viewer.stream.is_some() || self.quic.as_ref().is_some_and(|quic| quic.holds(index)) {
                 if let Err(reason) = self.ask_to_join(index) {
-                    self.gone(index, reason)?;
+                    self.gone(index, reason);
                 }
                 continue;
             }
-            let (Some(connecting), Some(plan)) = (&mut self.connecting, &self.plan) else {
-                continue;
-            };
-            self.patience.counts.reconnected += 1;
-            if let Err(error) = connecting.again(viewer, index, plan, self.poll.registry()) {
-                viewer.phase = Phase::Closed;
-                connecting.failed(format!("connect: {error:#}"));
-            }
+            self.connect_again(index);
         }
         Ok(())
+    }
+
+    /// Makes a connection anew.
+    fn connect_again(&mut self, index: usize) {
+        let (Some(connecting), Some(plan)) = (&mut self.connecting, &self.plan) else { return };
+        self.patience.counts.reconnected += 1;
+        let (quic, tls, registry) = (&mut self.quic, self.tls.as_ref(), self.poll.registry());
+        let viewer = &mut self.viewers[index];
+        let mut open = super::opener(quic, tls, plan.addr, registry);
+        if let Err(error) = connecting.again(viewer, index, &mut open) {
+            viewer.phase = Phase::Closed;
+            connecting.failed(format!("connect: {error:#}"));
+        }
     }
 
     fn is_patient(&self) -> bool {

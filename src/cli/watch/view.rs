@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::super::terminal::{Paint, clean};
-use super::message::{Event, Failure, Frame, Gap, Incoming, Joined, Missed, Total};
-use super::room::Room;
 use crate::engine::time::Time;
+use crate::viewer::{Event, Failure, Gap, GapReason, Happening, Snapshot, Status, Total, Why};
 
 /// Characters of a payload that are shown.
 const MAX_PAYLOAD: usize = 400;
@@ -16,7 +15,7 @@ const MAX_NAME: usize = 64;
 /// Totals in one line.
 const MAX_TOTALS: usize = 20;
 
-/// Turns messages into lines.
+/// Turns what happens into lines.
 pub(super) struct View {
     paint: Paint,
 }
@@ -26,90 +25,82 @@ impl View {
         Self { paint }
     }
 
-    /// The lines of a message. `room` is as it was before the message.
-    pub(super) fn show(&self, incoming: &Incoming, room: &Room, now: Time) -> Vec<String> {
-        let mut lines = Vec::new();
-        if incoming.unreadable {
-            lines.push(self.paint.red("a message that cannot be read"));
+    /// The lines of a change of the connection; why there is none is told
+    /// elsewhere.
+    pub(super) fn status(&self, status: &Status) -> Vec<String> {
+        match status {
+            Status::Connected { transport, address } => {
+                vec![self.paint.dim(&format!("connected by {transport} to {address}"))]
+            }
+            _ => Vec::new(),
         }
-        if let Some(welcome) = &incoming.welcome {
-            let session = clean(&welcome.session, MAX_NAME);
-            lines.push(self.paint.dim(&format!("connected, session {session}")));
+    }
+
+    /// The lines of a happening.
+    pub(super) fn show(&self, happening: &Happening, now: Time) -> Vec<String> {
+        let time = clock_time(now.as_millis());
+        match happening {
+            Happening::Joined(snapshot) => self.joined(snapshot, now),
+            Happening::Event(event) => vec![self.event(event, &time, now)],
+            Happening::Totals(totals) => self.totals(totals, &time).into_iter().collect(),
+            Happening::Online(online) => vec![self.paint.dim(&format!("{time} online {online}"))],
+            Happening::Gap(gap) => vec![self.gap(gap, &time)],
+            Happening::Dropped(dropped) => {
+                let text = format!("{time} the room dropped {}", counts(dropped));
+                vec![self.paint.dim(&text)]
+            }
+            Happening::Missed { from, to } => {
+                let text = format!("{time} important {} missed, to be pulled", range(*from, *to));
+                vec![self.paint.red(&text)]
+            }
+            Happening::Lost { from, to } => {
+                let text = format!("{time} important {} lost", range(*from, *to));
+                vec![self.paint.red(&text)]
+            }
+            Happening::Failed(Failure { code, reason, .. }) => {
+                let (code, reason) = (clean(code, MAX_NAME), clean(reason, MAX_PAYLOAD));
+                vec![self.paint.red(&format!("error {code}: {reason}"))]
+            }
+            Happening::Leaving { reconnect_after } => {
+                let wait = reconnect_after.as_millis();
+                vec![self.paint.bold(&format!("the server is leaving, back in {wait} ms"))]
+            }
+            // The connection's own state is told once, not for every room.
+            _ => Vec::new(),
         }
-        if let Some(joined) = &incoming.joined {
-            self.joined(joined, room, now, &mut lines);
+    }
+
+    fn joined(&self, snapshot: &Snapshot, now: Time) -> Vec<String> {
+        let how = match snapshot.why {
+            Why::First | Why::Behind => "",
+            Why::Recovered => ", recovered",
+            Why::Renumbered => ", opened anew",
+            Why::Rebased => ", sent anew since this viewer was slow",
+        };
+        let at = snapshot.position;
+        let mut lines = vec![self.paint.bold(&format!(
+            "joined: epoch {}, seq {}, important {}, online {}{how}",
+            at.epoch, at.seq, at.important, snapshot.online
+        ))];
+        for event in &snapshot.state {
+            lines.push(self.event(event, "state   ", now));
         }
-        if let Some(frame) = &incoming.frame {
-            self.frame(frame, room, now, &mut lines);
-        }
-        if let Some(gap) = &incoming.gap {
-            lines.push(self.gap(gap, now));
-        }
-        if let Some(Missed { from, to, .. }) = incoming.missed {
-            let text = format!("important {} missed, to be pulled", range(from, to));
-            lines.push(self.paint.red(&text));
-        }
-        if let Some(Failure { code, reason, .. }) = &incoming.error {
-            let text = format!("error {}: {}", clean(code, MAX_NAME), clean(reason, MAX_PAYLOAD));
-            lines.push(self.paint.red(&text));
-        }
-        if let Some(goaway) = &incoming.goaway {
-            let text = format!("the server is leaving, back in {} ms", goaway.reconnect_after_ms);
-            lines.push(self.paint.bold(&text));
-        }
+        lines.extend(self.totals(&snapshot.totals, "        "));
         lines
     }
 
-    fn joined(&self, joined: &Joined, room: &Room, now: Time, lines: &mut Vec<String>) {
-        let how = match (joined.rebased, joined.recovered) {
-            (true, _) => ", sent anew since this viewer was slow",
-            (_, true) => ", recovered",
-            _ => "",
-        };
-        lines.push(self.paint.bold(&format!(
-            "{}: epoch {}, seq {}, important {}, online {}{how}",
-            clean(&joined.room, MAX_NAME),
-            joined.epoch,
-            joined.seq,
-            joined.important,
-            joined.online
-        )));
-        if let Some((first, last)) = room.missed(joined) {
-            lines.push(self.paint.red(&format!("missed while away: {}", range(first, last))));
-        }
-        for event in &joined.state {
-            lines.push(self.event(event, "state   ", now));
-        }
-        lines.extend(self.totals(&joined.totals, "        "));
-    }
-
-    fn frame(&self, frame: &Frame, room: &Room, now: Time, lines: &mut Vec<String>) {
-        let time = clock_time(frame.time_ms);
-        if let Some((first, last)) = room.missing(frame) {
-            lines.push(self.paint.red(&format!("{time} missing {}", range(first, last))));
-        }
-        for event in frame.events.iter().filter(|event| !room.seen(event)) {
-            lines.push(self.event(event, &time, now));
-        }
-        lines.extend(self.totals(&frame.totals, &time));
-        if !frame.dropped.is_empty() {
-            let text = format!("{time} the room dropped {}", counts(&frame.dropped));
-            lines.push(self.paint.dim(&text));
-        }
-        if let Some(online) = frame.online {
-            lines.push(self.paint.dim(&format!("{time} online {online}")));
-        }
-    }
-
-    fn gap(&self, gap: &Gap, now: Time) -> String {
+    fn gap(&self, gap: &Gap, time: &str) -> String {
         let numbers = if gap.first_seq <= gap.last_seq {
             range(gap.first_seq, gap.last_seq)
         } else {
             "no numbers".to_owned()
         };
-        let time = clock_time(now.as_millis());
         let lost = if gap.dropped.is_empty() { String::new() } else { counts(&gap.dropped) };
-        self.paint.red(&format!("{time} gap {numbers} {lost}"))
+        self.paint.red(&match gap.why {
+            GapReason::Slow => format!("{time} gap {numbers} {lost}"),
+            GapReason::Away => format!("{time} missed while away: {numbers}"),
+            GapReason::Unannounced => format!("{time} missing {numbers}"),
+        })
     }
 
     fn event(&self, event: &Event, time: &str, now: Time) -> String {
@@ -164,17 +155,15 @@ impl View {
 }
 
 fn payload(event: &Event) -> String {
-    match (&event.encoding, &event.payload) {
-        (Some(encoding), Value::String(text)) => {
-            format!("<{} of {} characters>", clean(encoding, MAX_NAME), text.len())
-        }
-        (_, Value::String(text)) => clean(text, MAX_PAYLOAD),
-        (_, Value::Null) => String::new(),
-        (_, Value::Object(fields)) => match (fields.get("text"), fields.len()) {
+    match event.json() {
+        None => format!("<{} bytes>", event.payload.len()),
+        Some(Value::String(text)) => clean(&text, MAX_PAYLOAD),
+        Some(Value::Null) => String::new(),
+        Some(Value::Object(fields)) => match (fields.get("text"), fields.len()) {
             (Some(Value::String(text)), 1) => clean(text, MAX_PAYLOAD),
-            _ => clean(&event.payload.to_string(), MAX_PAYLOAD),
+            _ => clean(&String::from_utf8_lossy(&event.payload), MAX_PAYLOAD),
         },
-        (_, other) => clean(&other.to_string(), MAX_PAYLOAD),
+        Some(_) => clean(&String::from_utf8_lossy(&event.payload), MAX_PAYLOAD),
     }
 }
 
@@ -203,33 +192,70 @@ fn age(time_ms: u64, now: Time) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
-    use super::super::message::parse;
     use super::*;
+    use crate::viewer::Transport;
+    use crate::viewer::room::Position;
 
     const NOW_MS: u64 = 1_800_000_000_000;
 
-    fn show(message: &Value) -> Vec<String> {
-        let view = View::new(Paint { on: false });
-        let incoming = parse(&message.to_string());
-        view.show(&incoming, &Room::new("r"), Time::from_millis(NOW_MS))
+    fn show(happening: &Happening) -> Vec<String> {
+        View::new(Paint { on: false }).show(happening, Time::from_millis(NOW_MS))
+    }
+
+    fn event(kind: &str, user: &str, payload: &str, age_ms: u64) -> Event {
+        Event {
+            id: "i".to_owned(),
+            kind: kind.to_owned(),
+            user: user.to_owned(),
+            seq: None,
+            important: None,
+            payload: payload.as_bytes().to_vec().into(),
+            key: None,
+            amount: None,
+            time_ms: NOW_MS - age_ms,
+        }
+    }
+
+    fn total(kind: &str, user: Option<&str>, key: &str, sum: i64, delta: i64) -> Total {
+        let user = user.map(str::to_owned);
+        Total { kind: kind.to_owned(), user, key: key.to_owned(), sum, delta }
+    }
+
+    fn joined(why: Why, state: Vec<Event>) -> Happening {
+        Happening::Joined(Snapshot {
+            why,
+            position: Position { epoch: 1, seq: 4, important: 2 },
+            online: 3,
+            users: 3,
+            users_exact: true,
+            state,
+            totals: vec![total("like", None, "", 5, 0)],
+        })
     }
 
     #[test]
-    fn a_frame_is_read_at_a_glance() {
-        let lines = show(&json!({"frame": {
-            "epoch": 1, "first_seq": 4, "last_seq": 6, "time_ms": NOW_MS, "online": 12,
-            "events": [
-                {"kind": "chat", "user": "mei", "payload": {"text": "hi"}, "seq": 4,
-                 "time_ms": NOW_MS - 35},
-                {"kind": "gift", "user": "bo", "payload": {"a": 1}, "key": "rose", "amount": 3,
-                 "seq": 5, "important": 2, "time_ms": NOW_MS - 60_000},
-            ],
-            "totals": [{"kind": "like", "key": "", "sum": 340, "delta": 12},
-                       {"kind": "gift", "user": "bo", "key": "rose", "sum": 9, "delta": 3}],
-            "dropped": {"chat": 7},
-        }}));
+    fn what_happens_is_read_at_a_glance() {
+        let chat = Event { seq: Some(4), ..event("chat", "mei", "{\"text\":\"hi\"}", 35) };
+        let gift = Event {
+            key: Some("rose".to_owned()),
+            amount: Some(3),
+            seq: Some(5),
+            important: Some(2),
+            ..event("gift", "bo", "{\"a\":1}", 60_000)
+        };
+        let totals =
+            vec![total("like", None, "", 340, 12), total("gift", Some("bo"), "rose", 9, 3)];
+        let lines: Vec<String> = [
+            Happening::Event(chat),
+            Happening::Event(gift),
+            Happening::Totals(totals),
+            Happening::Dropped([("chat".to_owned(), 7)].into()),
+            Happening::Online(12),
+            Happening::Lost { from: 3, to: 4 },
+        ]
+        .iter()
+        .flat_map(show)
+        .collect();
         assert_eq!(
             lines,
             [
@@ -238,50 +264,62 @@ mod tests {
                 "08:00:00 like +12 = 340, gift bo rose +3 = 9",
                 "08:00:00 the room dropped chat 7",
                 "08:00:00 online 12",
+                "08:00:00 important #3 to #4 lost",
             ]
         );
     }
 
     #[test]
     fn joining_shows_where_the_room_stands() {
-        let lines = show(&json!({"joined": {
-            "room": "r", "epoch": 1, "seq": 4, "important": 2, "online": 3,
-            "state": [{"kind": "product_card", "payload": "tea", "time_ms": NOW_MS}],
-            "totals": [{"kind": "like", "key": "", "sum": 5}],
-        }}));
-        assert_eq!(lines[0], "r: epoch 1, seq 4, important 2, online 3");
+        let lines = show(&joined(Why::First, vec![event("product_card", "", "\"tea\"", 0)]));
+        assert_eq!(lines[0], "joined: epoch 1, seq 4, important 2, online 3");
         assert!(lines[1].starts_with("state    product_card tea"), "{lines:?}");
         assert_eq!(lines[2].trim(), "like = 5");
+        let lines = show(&joined(Why::Rebased, Vec::new()));
+        assert!(lines[0].ends_with(", sent anew since this viewer was slow"), "{lines:?}");
     }
 
     #[test]
-    fn a_slow_viewer_is_told_that_it_goes_on_from_here() {
-        let lines = show(&json!({"joined": {"room": "r", "epoch": 1, "seq": 9, "rebased": true}}));
-        assert!(lines[0].ends_with("online 0, sent anew since this viewer was slow"), "{lines:?}");
+    fn it_is_told_what_carries_the_connection() {
+        let address = "127.0.0.1:7400".parse().unwrap();
+        let status = Status::Connected { transport: Transport::Quic, address };
+        let lines = View::new(Paint { on: false }).status(&status);
+        assert_eq!(lines, ["connected by quic to 127.0.0.1:7400"]);
     }
 
     #[test]
-    fn a_gap_says_what_was_lost() {
-        let gap = json!({"gap": {"first_seq": 3, "last_seq": 5, "dropped": {"chat": 3}}});
-        assert_eq!(show(&gap), ["08:00:00 gap #3 to #5 chat 3"]);
+    fn a_gap_says_what_was_lost_and_why() {
+        let gap = |why| {
+            let dropped = [("chat".to_owned(), 3)].into();
+            show(&Happening::Gap(Gap { first_seq: 3, last_seq: 5, dropped, why }))
+        };
+        assert_eq!(gap(GapReason::Slow), ["08:00:00 gap #3 to #5 chat 3"]);
+        assert_eq!(gap(GapReason::Away), ["08:00:00 missed while away: #3 to #5"]);
+        assert_eq!(gap(GapReason::Unannounced), ["08:00:00 missing #3 to #5"]);
     }
 
     #[test]
     fn nothing_a_stranger_wrote_reaches_the_terminal_as_a_command() {
         let nasty = "\u{1b}[2J\u{9b}1m\r\n\u{7}";
-        let lines = show(&json!({
-            "welcome": {"session": nasty},
-            "joined": {"room": nasty, "state": [{"kind": nasty, "user": nasty, "payload": nasty}]},
-            "frame": {
-                "events": [{"kind": nasty, "user": nasty, "payload": {nasty: nasty}, "key": nasty,
-                            "encoding": null},
-                           {"kind": "x", "payload": nasty, "encoding": nasty}],
-                "totals": [{"kind": nasty, "user": nasty, "key": nasty}],
-                "dropped": {nasty: 1},
-            },
-            "gap": {"dropped": {nasty: 1}},
-            "error": {"code": nasty, "reason": nasty},
-        }));
+        let json = serde_json::to_string(nasty).unwrap();
+        let one = Event { key: Some(nasty.to_owned()), ..event(nasty, nasty, &json, 0) };
+        let raw = event("x", nasty, nasty, 0);
+        let counted = BTreeMap::from([(nasty.to_owned(), 1)]);
+        let why = GapReason::Slow;
+        let gap = Gap { first_seq: 1, last_seq: 0, dropped: counted.clone(), why };
+        let failure = Failure { code: nasty.into(), reason: nasty.into(), retry_after: None };
+        let lines: Vec<String> = [
+            joined(Why::First, vec![one.clone()]),
+            Happening::Event(one),
+            Happening::Event(raw),
+            Happening::Totals(vec![total(nasty, Some(nasty), nasty, 1, 1)]),
+            Happening::Dropped(counted),
+            Happening::Gap(gap),
+            Happening::Failed(failure),
+        ]
+        .iter()
+        .flat_map(show)
+        .collect();
         assert!(lines.len() > 7);
         for line in lines {
             assert!(!line.chars().any(char::is_control), "{line:?}");

@@ -1,5 +1,8 @@
-// The demo room: a viewer over the WebSocket, and a publisher over HTTP beside it.
-// Whatever comes from the room is shown as text (textContent), never as markup.
+// The demo room: a viewer, by the library that any page may use (clients/js), and a
+// publisher over HTTP beside it. Whatever comes from the room is shown as text
+// (textContent), never as markup.
+
+import { connect } from "/demo/tidegate.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -11,7 +14,6 @@ const LIMITS = {
   toasts: 3,
   packets: 5,
   frames: 30,
-  frameChars: 20_000,
   shownChars: 6_000,
   ages: 40,
   combos: 200,
@@ -74,10 +76,9 @@ function newId(prefix) {
   return `${prefix}-${Array.from(random, (n) => n.toString(36)).join("")}`;
 }
 
-/** A payload as a line of text; `encoding` says that it was not JSON. */
-function textOf(event) {
-  const { payload } = event;
-  if (event.encoding === "base64") return `(${plural(Math.floor((payload.length * 3) / 4), "byte")})`;
+/** A payload as a line of text; bytes are what was not JSON. */
+function textOf({ payload }) {
+  if (payload instanceof Uint8Array) return `(${plural(payload.length, "byte")})`;
   if (typeof payload === "string") return payload;
   if (payload && typeof payload.text === "string") return payload.text;
   return payload === undefined ? "" : JSON.stringify(payload);
@@ -86,147 +87,72 @@ function textOf(event) {
 const field = (payload, name) =>
   payload && typeof payload === "object" && payload[name] != null ? String(payload[name]) : "";
 
-// ---- the connection --------------------------------------------------------
+// ---- the viewer --------------------------------------------------------------
 
-/**
- * Keeps one room joined. Calls `on.state(name, detail)` with connecting, live,
- * reconnecting or stopped, `on.message(name, body, size)` for everything received.
- */
-class Connection {
-  constructor(on) {
-    this.on = on;
-    this.socket = null;
-    this.session = null;
-    this.resume = null;
-    this.attempt = 0;
-    this.goaway = null;
-    this.refusal = "";
-    this.silence = 0;
-    this.timer = 0;
-    this.joined = false;
-    this.turn = 0;
-  }
+const TRANSPORTS = { webtransport: "WebTransport", websocket: "WebSocket" };
 
-  async open() {
-    clearTimeout(this.timer);
-    this.turn += 1;
-    const turn = this.turn;
-    this.on.state(this.attempt === 0 ? "connecting" : "reconnecting", "");
-    try {
-      const answer = await fetch("/demo/session", { cache: "no-store" });
-      if (!answer.ok) throw new Error(`session: ${answer.status}`);
-      this.session = await answer.json();
-    } catch {
-      if (turn === this.turn) this.retry("");
-      return;
-    }
-    if (turn !== this.turn) return;
-    const url = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/ws`;
-    const socket = new WebSocket(url, "tidegate.v1.json");
-    this.socket = socket;
-    this.refusal = "";
-    this.patience = 30_000;
-    this.listen();
-    socket.onopen = () => {
-      const join = { room: this.session.room, token: this.session.viewer_token, acks: true };
-      if (this.resume) join.resume = this.resume;
-      this.send("join", join);
-    };
-    socket.onmessage = (message) => this.receive(message.data);
-    socket.onclose = (close) => this.closed(close);
-  }
+/** Tokens for a guest, and the name that they are for. */
+let identity = null;
+let client = null;
+let room = null;
+let turn = 0;
 
-  send(name, body) {
-    if (this.socket?.readyState !== WebSocket.OPEN) return false;
-    this.socket.send(JSON.stringify({ [name]: body }));
-    return true;
-  }
+async function newIdentity() {
+  const answer = await fetch("/demo/session", { cache: "no-store" });
+  if (!answer.ok) throw new Error(`session: ${answer.status}`);
+  identity = await answer.json();
+  return identity;
+}
 
-  receive(data) {
-    if (typeof data !== "string") return;
-    this.listen();
-    let message;
-    try {
-      message = JSON.parse(data);
-    } catch {
-      return;
-    }
-    const [name] = Object.keys(message);
-    const body = message[name];
-    switch (name) {
-      case "ping":
-        this.send("pong", {});
-        return;
-      case "welcome":
-        important.slot = body.ack_slot ?? 0;
-        if (body.ping_interval_ms > 0) this.patience = body.ping_interval_ms * 2 + 5_000;
-        break;
-      case "joined":
-        this.attempt = 0;
-        this.joined = true;
-        this.on.state("live", "");
-        break;
-      case "goaway":
-        this.goaway = body;
-        break;
-      case "error":
-        this.refusal = `${body.code}: ${body.reason}`;
-        if (body.code === "pull_limited") important.again(body.retry_after_ms ?? 1_000);
-        if (this.joined) break;
-        if (body.temporary === false) this.stop(this.refusal);
-        else if (body.retry_after_ms != null) {
-          // Nobody is let in at the moment: come back when told, on a new connection.
-          this.goaway = { reconnect_after_ms: body.retry_after_ms };
-          this.socket?.close();
-        }
-        break;
-    }
-    this.on.message(name, body, data);
-  }
+/** What to trust for WebTransport while the server has a certificate for development. */
+async function certificateHashes() {
+  const answer = await fetch("/demo/certificate", { cache: "no-store" });
+  if (!answer.ok) return [];
+  const { previous = [], ...present } = await answer.json();
+  return [present, ...previous].map(({ sha256 }) =>
+    Uint8Array.from(atob(sha256), (letter) => letter.charCodeAt(0)),
+  );
+}
 
-  /** The server pings when it has nothing else to say: longer silence is a dead line. */
-  listen() {
-    clearTimeout(this.silence);
-    this.silence = setTimeout(() => this.socket?.close(), this.patience);
+/** Joins over these transports, instead of whatever there was before. */
+async function enter(transports) {
+  client?.close();
+  turn += 1;
+  const mine = turn;
+  pill.show("connecting", "");
+  while (!identity) {
+    await newIdentity().catch(() => new Promise((done) => setTimeout(done, 500 + Math.random() * 2_000)));
+    // Another transport was chosen meanwhile.
+    if (mine !== turn) return;
   }
-
-  closed(close) {
-    clearTimeout(this.silence);
-    this.socket = null;
-    this.joined = false;
-    if (this.stopped) return;
-    if (close.code >= 3500 && close.code <= 3999) {
-      this.stop(close.reason || this.refusal || `closed with code ${close.code}`);
-      return;
-    }
-    this.retry(close.reason);
-  }
-
-  /** Full jitter: anywhere between nothing and an exponentially growing bound. */
-  retry(reason) {
-    const bound = Math.min(15_000, 500 * 2 ** this.attempt);
-    let wait = Math.random() * bound;
-    if (this.goaway) wait = Math.max(0, Number(this.goaway.reconnect_after_ms) || 0);
-    this.goaway = null;
-    this.attempt = Math.min(this.attempt + 1, 10);
-    this.on.state("reconnecting", reason, performance.now() + wait);
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.open(), wait);
-  }
-
-  /** The network is back: no reason to wait any longer. */
-  hurry() {
-    if (this.socket || this.stopped) return;
-    this.open();
-  }
-
-  stop(reason) {
-    this.stopped = true;
-    clearTimeout(this.timer);
-    clearTimeout(this.silence);
-    this.socket?.close();
-    this.on.state("stopped", reason);
-  }
+  // The first token serves the first join; another one is asked for when it is refused.
+  let fresh = identity;
+  // A certificate for development is asked for first, and that takes of the head start.
+  client = connect({ transports, certificateHashes, race: { headStartMs: 2_000 } });
+  client.on("state", (state, { reason, inMs }) => showState(state, reason, inMs));
+  client.on("error", ({ code, message }) => {
+    if (code !== "unreachable" && code !== "refused") toast(message);
+  });
+  client.on("message", (message, { size }) => {
+    meter.bytes += size;
+    inspector.add(message.name, message.body, size, Date.now());
+    meter.changed();
+  });
+  room = client.join(identity.room, {
+    token: async () => {
+      const session = fresh ?? (await newIdentity());
+      fresh = null;
+      return session.viewer_token;
+    },
+    onState: showJoined,
+    onFrame: (frame) => {
+      meter.frame(frame);
+      showFrame(frame);
+    },
+    onOnline: (online) => ($("online").textContent = short(online)),
+    onGap: showGap,
+    onMissed: showMissed,
+  });
 }
 
 // ---- what is shown of the connection ---------------------------------------
@@ -241,7 +167,7 @@ const pill = {
     this.node.dataset.state = name;
     this.node.title = detail || "";
     $("onair").classList.toggle("off", name !== "live");
-    if (name === "live") this.text.textContent = "live · WebSocket";
+    if (name === "live") this.text.textContent = `live · ${TRANSPORTS[client.stats.transport]}`;
     else if (name === "stopped") this.text.textContent = `stopped: ${clip(detail, 60)}`;
     else if (name === "reconnecting" && until) {
       const tick = () => {
@@ -253,6 +179,13 @@ const pill = {
     } else this.text.textContent = name;
   },
 };
+
+function showState(state, reason, inMs) {
+  const again = meter.seq !== null;
+  if (state === "waiting") pill.show("reconnecting", reason, performance.now() + inMs);
+  else if (state === "stopped") pill.show("stopped", reason);
+  else if (state === "connecting") pill.show(again ? "reconnecting" : "connecting", "");
+}
 
 function toast(text) {
   const list = $("toasts");
@@ -294,7 +227,7 @@ const chat = {
 
   line(event) {
     const loud = event.kind === "super_chat" || event.kind === "guard";
-    const mine = event.user === connection.session?.user;
+    const mine = event.user === identity?.user;
     const node = element("li", loud ? "loud" : mine ? "mine" : "");
     const who = element("span", "who", clip(event.user || "system", 32));
     who.style.setProperty("--hue", hue(event.user || ""));
@@ -460,7 +393,7 @@ const card = {
   set(event) {
     const key = event.key ?? "";
     this.byKey.delete(key);
-    if (event.payload != null && event.encoding === undefined) this.byKey.set(key, event.payload);
+    if (event.payload != null && !(event.payload instanceof Uint8Array)) this.byKey.set(key, event.payload);
     if (this.byKey.size > 50) this.byKey.delete(this.byKey.keys().next().value);
     this.show();
   },
@@ -492,7 +425,7 @@ const packet = {
 
   offer(event) {
     const seconds = Math.min(60, Math.max(3, Number(field(event.payload, "seconds")) || 12));
-    const item = { event, age: Math.max(0, Date.now() - event.time_ms), ends: Date.now() + seconds * 1000 };
+    const item = { event, age: event.ageMs, ends: Date.now() + seconds * 1000 };
     if (item.age > seconds * 1000) return;
     if (this.waiting.length >= LIMITS.packets) this.waiting.shift();
     this.waiting.push(item);
@@ -543,113 +476,6 @@ const packet = {
 $("packet-open").addEventListener("click", () => packet.open());
 $("packet-close").addEventListener("click", () => packet.next());
 
-// ---- what must not be missed ----------------------------------------------------------
-
-/** 32-bit FNV-1a of the UTF-8 bytes. */
-function fnv1a(text) {
-  let hash = 0x811c9dc5;
-  for (const byte of new TextEncoder().encode(text)) hash = Math.imul(hash ^ byte, 0x01000193) >>> 0;
-  return hash;
-}
-
-/**
- * The important events: numbered without a hole, so that one missing is seen at once, and
- * a repetition too. What is missing is pulled, what has come is acknowledged as asked.
- */
-const important = {
-  upTo: 0,
-  beyond: new Set(),
-  slot: 0,
-  asked: 0,
-  /** The server no longer has all that was asked for: what comes next is all there is. */
-  gone: false,
-  /** Hashes of the newest, by number, for a digest. */
-  hashes: new Map(),
-  ackTimer: 0,
-  pullTimer: 0,
-
-  /** Where we stand when a connection has joined. */
-  joined(body, resume) {
-    clearTimeout(this.ackTimer);
-    clearTimeout(this.pullTimer);
-    [this.ackTimer, this.pullTimer, this.asked] = [0, 0, 0];
-    if (body.rebased || resume?.epoch === body.epoch) {
-      // What came between follows by itself, but for what is named here.
-      if (body.missed) this.pull(body.missed.to);
-      return;
-    }
-    // A numbering that began after the one we know is new from its first event.
-    this.upTo = resume?.epoch < body.epoch ? 0 : body.important;
-    this.beyond.clear();
-    this.hashes.clear();
-    this.pull(body.important);
-  },
-
-  /** The events of a frame that were not here before. */
-  take(frame) {
-    if (this.gone) {
-      const first = (frame.events ?? []).find((event) => event.important != null)?.important;
-      this.upTo = Math.max(this.upTo, first == null ? this.asked : first - 1);
-      this.gone = false;
-    }
-    const fresh = (frame.events ?? []).filter(
-      ({ important: number }) => number == null || (number > this.upTo && !this.beyond.has(number)),
-    );
-    for (const { important: number, id } of fresh) {
-      if (number == null) continue;
-      this.beyond.add(number);
-      this.hashes.set(number, fnv1a(`${number}:${id}`));
-      if (this.hashes.size > 1_000) this.hashes.delete(this.hashes.keys().next().value);
-    }
-    while (this.beyond.delete(this.upTo + 1)) this.upTo += 1;
-    if (frame.ack && this.slot < 65_536 / frame.ack.one_in) this.acknowledge(frame.ack, frame.room);
-    else if (this.asked > 0 && frame.first_seq > frame.last_seq) this.acknowledge({ within_ms: 0 }, frame.room);
-    this.pull(frame.important);
-    return fresh;
-  },
-
-  /** At a random moment, and for all that has come by then. */
-  acknowledge({ within_ms: within, digest_from: from }, room) {
-    if (from != null) setTimeout(() => this.digest(from, room), Math.random() * within);
-    if (this.ackTimer) return;
-    this.ackTimer = setTimeout(() => {
-      this.ackTimer = 0;
-      connection.send("ack", { room, important: this.upTo });
-    }, Math.random() * within);
-  },
-
-  /** What came here without a hole since `from`, for the server to compare with its own. */
-  digest(from, room) {
-    if (this.hashes.size === 0) return;
-    const first = Math.max(from, Math.min(...this.hashes.keys()));
-    const mine = [...this.hashes].filter(([number]) => number >= first && number <= this.upTo);
-    if (mine.length === 0) return;
-    const xor = mine.reduce((sum, [, hash]) => (sum ^ hash) >>> 0, 0);
-    connection.send("digest", { room, from: first, to: this.upTo, count: mine.length, xor });
-  },
-
-  pull(latest) {
-    if (latest <= this.upTo || latest <= this.asked) return;
-    if (connection.send("pull", { room: connection.session.room, from: this.upTo + 1, to: latest })) this.asked = latest;
-  },
-
-
-  again(after) {
-    const wanted = this.asked;
-    this.asked = 0;
-    clearTimeout(this.pullTimer);
-    this.pullTimer = setTimeout(() => this.pull(wanted), after);
-  },
-
-  missed({ from, to, within_ms: within }) {
-    this.asked = 0;
-    clearTimeout(this.pullTimer);
-    // They may have come already, but not the same as were sent.
-    const again = () => connection.send("pull", { room: connection.session.room, from, to });
-    this.pullTimer = setTimeout(to > this.upTo ? () => this.pull(to) : again, Math.random() * within);
-  },
-};
-
 // ---- the numbers of the room --------------------------------------------------------
 
 const meter = {
@@ -666,29 +492,31 @@ const meter = {
 
   /** What people did that this frame stands for; a like of amount 8 is 8 actions. */
   actionsOf(frame) {
-    let count = Math.max(0, frame.last_seq - frame.first_seq + 1);
-    for (const event of frame.events ?? []) if (event.seq == null) count += 1;
-    for (const total of frame.totals ?? []) if (SAMPLED.has(total.kind)) count += Math.max(0, total.delta);
-    for (const [kind, n] of Object.entries(frame.dropped ?? {})) if (SAMPLED.has(kind)) count += n;
+    let count = Math.max(0, frame.lastSeq - frame.firstSeq + 1);
+    for (const event of frame.events) if (event.seq === undefined) count += 1;
+    for (const total of frame.totals) if (SAMPLED.has(total.kind)) count += Math.max(0, total.delta);
+    for (const [kind, n] of Object.entries(frame.dropped)) if (SAMPLED.has(kind)) count += n;
     return count;
   },
 
-  frame(frame, size, now) {
+  frame(frame) {
     const actions = this.actionsOf(frame);
     this.frames += 1;
     this.actions += actions;
-    this.bytes += size;
     const bin = this.bins.at(-1);
     bin.actions += actions;
     bin.frames += 1;
-    for (const event of frame.events ?? []) this.ages.push(Math.max(0, now - event.time_ms));
+    for (const event of frame.events) this.ages.push(event.ageMs);
     this.ages = this.ages.slice(-LIMITS.ages);
-    this.wires = [...this.wires, Math.max(0, now - frame.time_ms)].slice(-LIMITS.ages);
-    this.important = important.upTo;
-    // Without numbers of its own it brings what was asked for, or missed.
-    if (frame.first_seq > frame.last_seq) return;
-    if (this.seq !== null && frame.first_seq > this.seq + 1) this.miss(frame.first_seq - this.seq - 1);
-    this.seq = Math.max(this.seq ?? 0, frame.last_seq);
+    this.wires = [...this.wires, frame.ageMs].slice(-LIMITS.ages);
+    this.stand();
+  },
+
+  /** Where the library stands in the room's numbers. */
+  stand() {
+    const at = room.position;
+    this.seq = at.seq;
+    this.important = at.important;
   },
 
   miss(count) {
@@ -775,8 +603,8 @@ const inspector = {
   follow: true,
   due: false,
 
-  add(name, text, body, now) {
-    this.frames.unshift({ name, text: text.slice(0, LIMITS.frameChars), size: text.length, body, now });
+  add(name, body, size, now) {
+    this.frames.unshift({ name, size, body, now });
     this.frames.length = Math.min(this.frames.length, LIMITS.frames);
     if (this.follow && !this.due) {
       this.due = true;
@@ -836,13 +664,9 @@ const inspector = {
     const pre = $("json");
     pre.replaceChildren();
     if (!this.selected) return;
-    let text;
-    try {
-      text = JSON.stringify({ [this.selected.name]: this.selected.body }, null, 2);
-    } catch {
-      text = this.selected.text;
-    }
-    text = clip(text, LIMITS.shownChars);
+    const bytesAsText = (_, value) => (value instanceof Uint8Array ? textOf({ payload: value }) : value);
+    const message = { [this.selected.name]: this.selected.body };
+    const text = clip(JSON.stringify(message, bytesAsText, 2), LIMITS.shownChars);
     const token = /"(?:[^"\\]|\\.)*"(\s*:)?|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null/g;
     let from = 0;
     for (const match of text.matchAll(token)) {
@@ -869,7 +693,7 @@ function showFrame(frame) {
   const lines = [];
   const came = { enter: [], follow: [], fansclub: [] };
   const combos = new Map();
-  for (const event of frame.events ?? []) {
+  for (const event of frame.events) {
     switch (event.kind) {
       case "chat":
       case "super_chat":
@@ -891,7 +715,7 @@ function showFrame(frame) {
         showOther(event, lines);
     }
   }
-  for (const total of frame.totals ?? []) {
+  for (const total of frame.totals) {
     if (total.kind === "like") {
       likes.set(total.sum);
       likes.add(total.delta);
@@ -901,7 +725,7 @@ function showFrame(frame) {
     const cut = combo.indexOf("\n");
     gifts.show(combo.slice(0, cut), combo.slice(cut + 1), sum);
   }
-  const dropped = frame.dropped ?? {};
+  const { dropped } = frame;
   const verbs = { fansclub: "joined the fan club", follow: "followed", enter: "came aboard" };
   for (const [kind, verb] of Object.entries(verbs)) {
     const more = dropped[kind] ?? 0;
@@ -944,97 +768,57 @@ function showStream(event) {
   $("onair").hidden = false;
 }
 
-function showJoined(body) {
-  const resumed = body.recovered === true && connection.resume?.epoch === body.epoch;
-  if (body.rebased) chat.add([chat.note("This viewer was sent less for a while; from here on it is up to date.", true)]);
-  else if (meter.seq !== null && !resumed) chat.add([chat.note("Back in the room; what came between is not shown.")]);
-  meter.seq = resumed ? connection.resume.seq : body.seq;
-  important.joined(body, connection.resume);
-  meter.important = important.upTo;
-  const epoch = String(body.epoch);
+function showJoined(state) {
+  pill.show("live", "");
+  if (state.rebased) chat.add([chat.note("This viewer was sent less for a while; from here on it is up to date.", true)]);
+  else if (meter.seq !== null && !state.recovered) chat.add([chat.note("Back in the room; what came between is not shown.")]);
+  meter.stand();
+  const epoch = String(state.epoch);
   $("n-epoch").textContent = epoch.length > 9 ? `…${epoch.slice(-8)}` : epoch;
   $("n-epoch").title = epoch;
-  $("online").textContent = short(body.online ?? 0);
-  $("room-note").textContent = `room ${clip(body.room, 40)}`;
+  $("room-note").textContent = `room ${clip(room.name, 40)}`;
   $("onair").hidden = false;
   card.clear();
-  for (const event of body.state ?? []) {
+  for (const event of state.events) {
     if (event.kind === "product_card") card.set(event);
     else if (event.kind === "stream_state") showStream(event);
   }
-  for (const total of body.totals ?? []) if (total.kind === "like") likes.set(total.sum);
-  $("say").placeholder = `Chat as ${connection.session.user}`;
-  remember(body);
+  for (const total of state.totals) if (total.kind === "like") likes.set(total.sum);
+  $("say").placeholder = `Chat as ${identity.user}`;
+  meter.changed();
 }
 
-/** Where to resume. */
-function remember(body) {
-  connection.resume = { epoch: body.epoch, seq: meter.seq, important: important.upTo };
-}
-
-function showGap(gap) {
-  const lost = Object.entries(gap.dropped ?? {});
-  meter.miss(Math.max(0, gap.last_seq - gap.first_seq + 1));
-  meter.seq = Math.max(meter.seq ?? 0, gap.last_seq);
+function showGap({ firstSeq, lastSeq, dropped, cause }) {
+  // Of what went by while nobody was here the room's note tells.
+  if (cause === "away") return;
+  meter.miss(lastSeq - firstSeq + 1);
+  const lost = Object.entries(dropped);
   chat.add([chat.note(lost.length ? `This viewer was too slow for ${counts(lost)}.` : "This viewer was too slow.", true)]);
 }
 
-function onMessage(name, body, text) {
-  const now = Date.now();
-  switch (name) {
-    case "joined":
-      showJoined(body);
-      break;
-    case "frame":
-      body.events = important.take(body);
-      meter.frame(body, text.length, now);
-      if (body.online != null) $("online").textContent = short(body.online);
-      showFrame(body);
-      remember(body);
-      break;
-    case "gap":
-      showGap(body);
-      break;
-    case "missed":
-      important.missed(body);
-      chat.add([chat.note(`Asking again for ${plural(body.to - body.from + 1, "event")} that must not be missed.`, true)]);
-      break;
-    case "rejected":
-      refused(body);
-      break;
-    case "error":
-      if (body.code === "history_gone") important.gone = true;
-      toast(`${body.code}: ${body.reason}`);
-      break;
-  }
-  inspector.add(name, text, body, now);
-  meter.changed();
+function showMissed({ from, to, gone }) {
+  const what = plural(to - from + 1, "event");
+  const text = gone ? `The server no longer has ${what}.` : `Asking again for ${what} that must not be missed.`;
+  chat.add([chat.note(text, true)]);
 }
 
 // ---- speaking as a viewer -------------------------------------------------------------------
 
-const said = new Map();
-
-function refused(body) {
-  const retry = body.retry_after_ms ? ` Try again in ${milliseconds(body.retry_after_ms)}.` : "";
-  toast(`Refused (${body.code}): ${body.reason}.${retry}`.replace("..", "."));
-  const text = said.get(body.id);
-  if (text && $("say").value === "") $("say").value = text;
+/** What the server, or the library, did not take. */
+function refused({ code, reason, retryAfterMs }) {
+  const retry = retryAfterMs ? ` Try again in ${milliseconds(retryAfterMs)}.` : "";
+  toast(`Refused (${code}): ${reason}.${retry}`.replace("..", "."));
 }
 
 $("composer").addEventListener("submit", (submit) => {
   submit.preventDefault();
   const text = $("say").value.trim();
-  if (!text) return;
-  const id = newId("say");
-  const room = connection.session?.room;
-  if (!connection.send("publish", { room, id, kind: "chat", payload: text })) {
-    toast("Not connected; the message was not sent.");
-    return;
-  }
-  said.set(id, text);
-  if (said.size > 20) said.delete(said.keys().next().value);
+  if (!text || !room) return;
   $("say").value = "";
+  room.publish("chat", text).catch((refusal) => {
+    refused(refusal);
+    if ($("say").value === "") $("say").value = text;
+  });
 });
 
 // Taps within a moment travel as one like with an amount: the client merges too.
@@ -1044,10 +828,7 @@ $("like").addEventListener("click", () => {
   taps += 1;
   if (taps > 1) return;
   setTimeout(() => {
-    const room = connection.session?.room;
-    if (!connection.send("publish", { room, id: newId("like"), kind: "like", payload: null, amount: taps })) {
-      toast("Not connected; the likes were not sent.");
-    }
+    room?.publish("like", null, { amount: taps }).catch(refused);
     taps = 0;
   }, 200);
 });
@@ -1085,11 +866,11 @@ const BURSTS = {
 const many = (count, make) => Array.from({ length: count }, make);
 
 async function publish(events) {
-  const { room, publisher_token: token } = connection.session ?? {};
+  const { room: name, publisher_token: token } = identity ?? {};
   const answer = $("answer");
   const started = performance.now();
   try {
-    const response = await fetch(`/v1/rooms/${encodeURIComponent(room)}/events`, {
+    const response = await fetch(`/v1/rooms/${encodeURIComponent(name)}/events`, {
       method: "POST",
       headers: { authorization: `Bearer ${token}`, "content-type": "application/json" },
       body: JSON.stringify({ events: events.map((event) => ({ id: newId("im"), ...event })) }),
@@ -1197,12 +978,14 @@ $("stage").addEventListener("pointerdown", (press) => {
 
 // ---- start ---------------------------------------------------------------------------------------
 
-const connection = new Connection({
-  state: (name, detail, until) => pill.show(name, detail, until),
-  message: onMessage,
-});
+/** Both, the better one first, or only the one that was chosen. */
+const chosen = (name) => (name in TRANSPORTS ? [name] : Object.keys(TRANSPORTS));
+
+const choice = $("transport");
+const asked = new URLSearchParams(location.search).get("transport");
+if (asked in TRANSPORTS) choice.value = asked;
+choice.addEventListener("change", () => enter(chosen(choice.value)));
 
 setPanel(false);
 setInterval(() => meter.second(), 1_000);
-window.addEventListener("online", () => connection.hurry());
-connection.open();
+enter(chosen(choice.value));

@@ -1,0 +1,76 @@
+// A network between the browser and the server, on one machine: TCP and UDP of one
+// port are handed on to the server's, and UDP can be refused, swallowed, or come from
+// another address from now on.
+import { once } from "node:events";
+import { createSocket } from "node:dgram";
+import { connect, createServer } from "node:net";
+
+/** What becomes of UDP. */
+export const UDP = { passed: "passed", swallowed: "swallowed", refused: "refused" };
+
+export class Relay {
+  /** Before `port`, on a port of its own. */
+  static async create(port, udp = UDP.passed) {
+    const relay = new Relay();
+    // `tried`: every address that the browser has sent from.
+    Object.assign(relay, { target: port, udp, sockets: new Set(), flows: new Map(), tried: new Set() });
+    relay.tcp = createServer((near) => relay.connect(near)).listen(0, "127.0.0.1");
+    await once(relay.tcp, "listening");
+    relay.port = relay.tcp.address().port;
+    relay.url = `http://127.0.0.1:${relay.port}`;
+    if (udp !== UDP.refused) {
+      relay.near = createSocket("udp4");
+      relay.near.on("message", (data, from) => relay.upward(data, from));
+      relay.near.bind(relay.port, "127.0.0.1");
+      await once(relay.near, "listening");
+    }
+    return relay;
+  }
+
+  connect(near) {
+    const far = connect(this.target, "127.0.0.1");
+    for (const [one, other] of [[near, far], [far, near]]) {
+      this.sockets.add(one);
+      one.pipe(other);
+      one.on("error", () => other.destroy());
+      one.on("close", () => {
+        this.sockets.delete(one);
+        other.destroy();
+      });
+    }
+  }
+
+  /** Each address of the browser has one towards the server. */
+  upward(data, from) {
+    const name = `${from.address}:${from.port}`;
+    this.tried.add(name);
+    if (this.udp === UDP.swallowed) return;
+    let far = this.flows.get(name);
+    if (far === undefined) {
+      far = createSocket("udp4");
+      far.on("message", (answer) => {
+        if (this.near) this.near.send(answer, from.port, from.address);
+      });
+      // A server that is gone answers with ICMP; that is the browser's to notice.
+      far.on("error", () => undefined);
+      this.flows.set(name, far);
+    }
+    far.send(data, this.target, "127.0.0.1", () => undefined);
+  }
+
+  /** What the server hears comes from another port, as when a phone changes networks. */
+  rebind() {
+    const old = [...this.flows.values()];
+    this.flows.clear();
+    for (const socket of old) socket.close();
+    return old.length;
+  }
+
+  close() {
+    this.rebind();
+    this.near?.close();
+    this.near = undefined;
+    this.tcp.close();
+    for (const socket of this.sockets) socket.destroy();
+  }
+}

@@ -244,7 +244,7 @@ impl Endpoint {
                 break;
             }
         }
-        if let Some(at) = peer.connection.poll_timeout() {
+        if let Some(at) = peer.deadline() {
             table.timers.set(index, &mut peer.entries, at);
         }
     }
@@ -350,9 +350,9 @@ impl Table {
             if !peer.entries.passed(at) {
                 continue;
             }
-            match peer.connection.poll_timeout() {
+            match peer.deadline() {
                 Some(due) if due <= now => {
-                    peer.connection.handle_timeout(now);
+                    peer.expire(now);
                     self.touch(index);
                 }
                 Some(due) => self.timers.set(index, &mut peer.entries, due),

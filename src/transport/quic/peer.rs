@@ -95,6 +95,8 @@ pub struct Peer {
     waiting: Option<Box<Waiting>>,
     decoder: Decoder,
     closing: Option<(u16, &'static str)>,
+    /// When a connection ends whose session is over.
+    leaves: Option<Instant>,
     /// Speaks HTTP/3.
     session: Option<Box<Session>>,
 }
@@ -116,6 +118,7 @@ impl Peer {
             waiting: None,
             decoder: Decoder::default(),
             closing: None,
+            leaves: None,
             session: None,
         }
     }
@@ -124,6 +127,23 @@ impl Peer {
     #[must_use]
     pub fn is_web(&self) -> bool {
         self.session.is_some()
+    }
+
+    /// When it wants [`expire`](Self::expire) to be called.
+    #[must_use]
+    pub fn deadline(&mut self) -> Option<Instant> {
+        let of_protocol = self.connection.poll_timeout();
+        [of_protocol, self.leaves].into_iter().flatten().min()
+    }
+
+    /// A deadline has passed.
+    pub fn expire(&mut self, now: Instant) {
+        if self.leaves.take_if(|at| *at <= now).is_some() {
+            self.end(0, "", now);
+        }
+        if self.connection.poll_timeout().is_some_and(|at| at <= now) {
+            self.connection.handle_timeout(now);
+        }
     }
 
     /// Asks the protocol what has happened.
@@ -359,7 +379,9 @@ impl Peer {
     pub fn release(&mut self, now: Instant) {
         self.viewer = None;
         self.waiting = None;
-        let (code, reason) = self.closing.unwrap_or((1000, ""));
-        self.end(code, reason, now);
+        if self.leaves.is_none() {
+            let (code, reason) = self.closing.unwrap_or((1000, ""));
+            self.end(code, reason, now);
+        }
     }
 }

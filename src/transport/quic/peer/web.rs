@@ -3,6 +3,8 @@
 //! here. Its session's streams and datagrams are then those of a viewer like any
 //! other.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use quinn_proto::crypto::rustls::HandshakeData;
 use quinn_proto::{Dir, StreamId, VarInt};
@@ -17,6 +19,11 @@ use crate::wire::stream;
 /// that what is too much is told so and does not wait for ever.
 const CLIENT_BIDI: u32 = 3;
 const CLIENT_UNI: u32 = 4;
+
+/// Between the end of a session and that of its connection. Chromium (156) tells
+/// its page of the first a moment after it has read it; with the second right
+/// behind, it says that the connection was lost, and gives no code.
+const LEAVING: Duration = Duration::from_millis(100);
 
 impl Peer {
     /// The handshake has told which protocol is spoken. The settings of HTTP/3
@@ -112,7 +119,7 @@ impl Peer {
                     (context.heard)(Heard::Gone);
                 }
                 Output::Ended => {
-                    self.end(0, "", context.now);
+                    self.leaves = Some(context.now + LEAVING);
                     (context.heard)(Heard::Gone);
                 }
                 Output::Error { code, reason } => {

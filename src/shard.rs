@@ -466,6 +466,7 @@ impl Shard {
         stats.backlog_frames = slow.frames;
         stats.backlog_bytes = slow.bytes;
         stats.slow_viewers = slow.rungs;
+        stats.transports = self.viewers.by_transport();
         stats.carrier = self.viewers.carrier_stats();
         let rooms = self.rooms.iter().flatten();
         stats.viewers = rooms.map(|room| u64::from(room.viewers())).sum();

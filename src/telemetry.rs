@@ -387,6 +387,7 @@ fn absorb(total: &mut ShardStats, shard: &ShardStats) {
     }
     total.delivery.absorb(&shard.delivery);
     total.carrier.absorb(&shard.carrier);
+    add(&mut total.transports, &shard.transports);
     add(&mut total.slow_viewers, &shard.slow_viewers);
     add(&mut total.frame_bytes, &shard.frame_bytes);
     add(&mut total.closes, &shard.closes);

@@ -83,6 +83,8 @@ pub struct CarrierStats {
     pub connections: u64,
     /// Handshakes in progress.
     pub handshakes: u64,
+    /// Viewers over WebTransport.
+    pub web_viewers: u64,
     /// Handshakes that were completed.
     pub accepted: u64,
     /// Handshakes that failed.
@@ -116,6 +118,7 @@ impl CarrierStats {
     pub fn absorb(&mut self, other: &CarrierStats) {
         self.connections += other.connections;
         self.handshakes += other.handshakes;
+        self.web_viewers += other.web_viewers;
         self.accepted += other.accepted;
         self.failed += other.failed;
         self.refused += other.refused;
@@ -136,6 +139,38 @@ impl CarrierStats {
         let at = SESSIONS.iter().position(|known| *known == result);
         debug_assert!(at.is_some(), "{result} has no counter");
         self.sessions[at.unwrap_or(SESSIONS.len() - 1)] += 1;
+    }
+}
+
+/// What brings a viewer's bytes to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// WebSocket in clear.
+    WebSocket,
+    /// WebSocket over TLS.
+    WebSocketTls,
+    /// Raw QUIC.
+    Quic,
+    /// WebTransport over HTTP/3.
+    WebTransport,
+}
+
+impl Transport {
+    /// How many there are.
+    pub const COUNT: usize = 4;
+    /// All, in the order of their index.
+    pub const ALL: [Transport; Self::COUNT] =
+        [Transport::WebSocket, Transport::WebSocketTls, Transport::Quic, Transport::WebTransport];
+
+    /// Name in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Transport::WebSocket => "websocket",
+            Transport::WebSocketTls => "websocket_tls",
+            Transport::Quic => "quic",
+            Transport::WebTransport => "webtransport",
+        }
     }
 }
 
@@ -258,6 +293,16 @@ impl Connections {
     /// Viewers may be carried from now on. Call before any is.
     pub fn attach_carrier(&mut self, carrier: Box<dyn Carrier>) {
         self.carrier = Some(carrier);
+    }
+
+    /// Viewers by [`Transport`], closing ones included.
+    #[must_use]
+    pub fn by_transport(&self) -> [u64; Transport::COUNT] {
+        let carried = self.links.iter().flatten().count() as u64;
+        let sockets = self.streams.iter().flatten().count() as u64;
+        let secured = (0..self.streams.len() as u32).filter(|i| self.is_secure(*i)).count() as u64;
+        let web = self.carrier_stats().web_viewers.min(carried);
+        [sockets - secured.min(sockets), secured, carried - web, web]
     }
 
     /// What the carrier has done.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::arrival::ArrivalStats;
-use super::outlet::CarrierStats;
+use super::outlet::{CarrierStats, Transport};
 use crate::engine::admission::AdmissionStats;
 use crate::engine::delivery::Rung as SlowRung;
 use crate::engine::delivery::stats::DeliveryStats;
@@ -113,6 +113,8 @@ pub struct ShardStats {
     pub room_bytes: u64,
     /// Open connections.
     pub connections: u64,
+    /// Open connections by [`Transport`].
+    pub transports: [u64; Transport::COUNT],
     /// Viewers that joined a room (one in two rooms counts twice).
     pub viewers: u64,
     /// Viewers with a backlog.
@@ -227,6 +229,7 @@ impl Default for ShardStats {
             socket_writes: 0,
             socket_bytes: 0,
             carrier: CarrierStats::default(),
+            transports: [0; Transport::COUNT],
             displaced_datagrams: 0,
             late_frames: 0,
             message_age: Histogram::new(AGE_BOUNDS),

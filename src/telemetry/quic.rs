@@ -2,10 +2,17 @@
 
 use super::Text;
 use crate::shard::outlet::SESSIONS;
+use crate::shard::outlet::Transport;
 use crate::shard::stats::ShardStats;
 
 pub(super) fn quic(text: &mut Text, total: &ShardStats) {
     let carried = &total.carrier;
+    text.head("tidegate_transport_connections", "gauge", "Connections of viewers by transport.");
+    for transport in Transport::ALL {
+        let labels = [("transport", transport.name())];
+        let count = total.transports[transport as usize];
+        text.sample("tidegate_transport_connections", &labels, count as f64);
+    }
     let gauges = [
         (
             "tidegate_quic_connections",

@@ -503,6 +503,8 @@ impl Carrier for Endpoint {
     fn stats(&self) -> CarrierStats {
         let connections = self.table.open as u64;
         let handshakes = self.table.handshakes as u64;
-        CarrierStats { connections, handshakes, ..self.table.stats }
+        let peers = self.table.peers.iter().flatten();
+        let web = peers.filter(|peer| peer.viewer.is_some() && peer.is_web()).count() as u64;
+        CarrierStats { connections, handshakes, web_viewers: web, ..self.table.stats }
     }
 }

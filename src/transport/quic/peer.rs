@@ -123,6 +123,12 @@ impl Peer {
         }
     }
 
+    /// Whether it is a WebTransport session.
+    #[must_use]
+    pub fn is_web(&self) -> bool {
+        self.session.is_some()
+    }
+
     /// When it wants [`expire`](Self::expire) to be called.
     #[must_use]
     pub fn deadline(&mut self) -> Option<Instant> {

@@ -221,9 +221,8 @@ impl Plan {
             address: self.config.server.listen,
         };
         // After the log: its directory is there now.
-        let most = self.max_connections;
         let identity = self.identity.as_ref();
-        let mut quic = quic::Shared::new(&self.config, identity, self.shards, most)?;
+        let mut quic = quic::Shared::new(&self.config, identity, self.shards)?;
         for (index, (inbox, runtime)) in inboxes.into_iter().zip(runtimes).enumerate() {
             let stats = Arc::new(EdgeStats::default());
             let rooms = left.get_mut(index).map(std::mem::take).unwrap_or_default();

@@ -145,7 +145,7 @@ impl<L: Listener> Worker<L> {
             }
             self.shard.viewers.flush_carried();
             busy |= self.quic.as_ref().is_some_and(Driver::has_news);
-            self.edge.viewers.set(self.shard.viewers.len());
+            self.edge.viewers.set(self.shard.viewers.sockets());
             let now = self.clock.now();
             self.shard.stats.busy_micros += now.since(begun).as_micros() as u64;
             if self.shard.is_drained() {

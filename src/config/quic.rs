@@ -14,6 +14,9 @@ section! {
 pub struct Quic {
     /// Whether it is served, where there is a certificate for it. Default `true`.
     pub enabled: bool = true,
+    /// Viewers over QUIC and WebTransport per shard; one more is refused. They use
+    /// no descriptors; an idle one costs about 18 KiB. Default 50,000.
+    pub max_connections: usize = 50_000,
     /// Milliseconds without a packet after which a connection is gone. Default
     /// 60 s, so that the ping of `websocket.ping_interval_ms` keeps it.
     pub idle_timeout_ms: u64 = 60_000,
@@ -57,6 +60,7 @@ impl Quic {
 
 /// Ranges. `most`: the largest message of a viewer.
 pub(super) fn check(quic: &Quic, most: usize, check: &mut Check) {
+    check.range("quic.max_connections", quic.max_connections, 1..=10_000_000);
     check.range("quic.idle_timeout_ms", quic.idle_timeout_ms, 1_000..=3_600_000);
     check.range("quic.handshake_timeout_ms", quic.handshake_timeout_ms, 100..=300_000);
     check.range("quic.max_handshakes", quic.max_handshakes, 1..=1_000_000);

@@ -56,7 +56,6 @@ impl Shared {
         config: &Config,
         identity: Option<&Identity>,
         shards: u16,
-        max_connections: usize,
     ) -> anyhow::Result<Option<Self>> {
         let Some(identity) = identity.filter(|_| config.quic.enabled) else { return Ok(None) };
         if shards > MOST_SHARDS {
@@ -73,7 +72,7 @@ impl Shared {
             important_bytes: quic.important_bytes,
             retry_above: quic.retry_above,
             max_handshakes: quic.max_handshakes,
-            max_connections,
+            max_connections: quic.max_connections,
             max_message: config.websocket.max_message_bytes,
             sessions: Arc::new(Rules {
                 origins: config.websocket.allowed_origins.clone(),

@@ -118,6 +118,8 @@ pub struct Connections {
     /// Of those that have no socket of their own.
     pub(super) links: Vec<Option<NonMaxLink>>,
     pub(super) carrier: Option<Box<dyn Carrier>>,
+    /// How many those are.
+    pub(super) carried: usize,
     rows: Vec<Row>,
     free: Vec<u32>,
     ladder: LadderSettings,
@@ -152,6 +154,7 @@ impl Connections {
             secured: Secured::default(),
             links: Vec::new(),
             carrier: None,
+            carried: 0,
             rows: Vec::new(),
             free: Vec::new(),
             ladder,
@@ -208,6 +211,12 @@ impl Connections {
     #[must_use]
     pub fn len(&self) -> usize {
         self.rows.len() - self.free.len()
+    }
+
+    /// Those with a socket of their own.
+    #[must_use]
+    pub fn sockets(&self) -> usize {
+        self.len() - self.carried
     }
 
     /// Whether there are none.
@@ -567,6 +576,7 @@ impl Connections {
         self.secured.release(key.index);
         let link = self.links[key.index as usize].take();
         if let (Some(link), Some(carrier)) = (link, &mut self.carrier) {
+            self.carried -= 1;
             carrier.release(link.get());
         }
         self.free.push(key.index);

@@ -269,6 +269,7 @@ impl Connections {
     pub fn open_carried(&mut self, link: Link, burst: u32, now: Time) -> ViewerKey {
         let key = self.row_for(Format::Stream, burst, now);
         self.links[key.index as usize] = NonMaxLink::new(link);
+        self.carried += 1;
         key
     }
 

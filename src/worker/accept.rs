@@ -128,7 +128,7 @@ pub struct Edge {
     pub leaving: watch::Sender<bool>,
     /// HTTP/2 connections.
     pub http2: Cell<usize>,
-    /// Viewers of the shard, kept by its worker.
+    /// Viewers of the shard with a socket of their own, kept by its worker.
     pub viewers: Cell<usize>,
     /// Connections that are not viewers yet, or never will be.
     pub others: Cell<usize>,

@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use quinn_proto::{
-    ConnectionEvent, ConnectionHandle, DatagramEvent, EndpointEvent, Incoming, ServerConfig, Transmit,
+    ConnectionEvent, ConnectionHandle, DatagramEvent, EndpointEvent, Incoming, ServerConfig,
+    Transmit,
 };
 
-use super::prefetch::prefetch;
 use super::peer::{Context, Heard, Peer, Prefixed};
+use super::prefetch::prefetch;
 use super::settings::Settings;
 use super::socket::{DatagramSocket, Origin};
 use super::steer::{Handover, Stray, shard_of};

@@ -166,12 +166,12 @@ mod tests {
         timers.set(7, Some(at(start, 500)));
         timers.set(7, Some(at(start, 100)));
         timers.set(7, Some(at(start, 300)));
-        assert_eq!(expired(&mut timers, at(start, 299)), []);
+        assert_eq!(expired(&mut timers, at(start, 299)), Vec::<u32>::new());
         assert_eq!(expired(&mut timers, at(start, 300)), [7]);
-        assert_eq!(expired(&mut timers, at(start, 900)), []);
+        assert_eq!(expired(&mut timers, at(start, 900)), Vec::<u32>::new());
         timers.set(7, Some(at(start, 1_000)));
         timers.set(7, None);
-        assert_eq!(expired(&mut timers, at(start, 2_000)), []);
+        assert_eq!(expired(&mut timers, at(start, 2_000)), Vec::<u32>::new());
     }
 
     #[test]
@@ -181,9 +181,9 @@ mod tests {
         for second in 0..600 {
             let now = second * 1_000;
             timers.set(1, Some(at(start, now + 300)));
-            assert_eq!(expired(&mut timers, at(start, now + 20)), []);
+            assert_eq!(expired(&mut timers, at(start, now + 20)), Vec::<u32>::new());
             timers.set(1, Some(at(start, now + 60_000)));
-            assert_eq!(expired(&mut timers, at(start, now + 999)), []);
+            assert_eq!(expired(&mut timers, at(start, now + 999)), Vec::<u32>::new());
             let held: usize = timers.slots.iter().map(Vec::len).sum();
             assert!(held <= 6, "{held} entries at {second} s");
         }

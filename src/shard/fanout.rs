@@ -30,6 +30,9 @@ const TURN: usize = 256;
 /// Members served between two looks at the clock.
 const CLOCK_EVERY: usize = 32;
 
+/// Members ahead of the one that is served for whom memory is fetched.
+const AHEAD: usize = 4;
+
 /// Rooms with a frame on its way, in the order of their next turns.
 #[derive(Debug, Default)]
 pub struct Fanout {
@@ -111,7 +114,12 @@ fn turn(
     while job.cursor < stop && now < until {
         let batch = stop.min(job.cursor + CLOCK_EVERY);
         let mut whole = 0;
-        for member in &room.members[job.cursor..batch] {
+        for (place, member) in (job.cursor..batch).zip(&room.members[job.cursor..batch]) {
+            if let Some(later) = room.members.get(place + AHEAD)
+                && later.marks & INDIRECT != 0
+            {
+                viewers.expect(later.viewer);
+            }
             if member.marks != 0 {
                 if member.marks & GONE != 0 {
                     job.gone += 1;

@@ -69,6 +69,9 @@ pub trait Carrier {
     /// The viewer's row is free: whatever is left of the connection is nobody's.
     fn release(&mut self, link: Link);
 
+    /// Something for this viewer comes soon.
+    fn expect(&self, link: Link);
+
     /// Sends what was given since the last call.
     fn flush(&mut self);
 
@@ -309,6 +312,13 @@ impl Connections {
     #[must_use]
     pub fn carrier_stats(&self) -> CarrierStats {
         self.carrier.as_ref().map_or_else(CarrierStats::default, |carrier| carrier.stats())
+    }
+
+    /// Something comes soon for a viewer, which may be carried.
+    pub(super) fn expect(&self, index: u32) {
+        if let (Some(link), Some(carrier)) = (self.link(index), &self.carrier) {
+            carrier.expect(link);
+        }
     }
 
     /// Sends what carried viewers were given.

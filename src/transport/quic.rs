@@ -10,12 +10,13 @@
 //! [`socket`] reads and sends datagrams, [`steer`] keeps a connection on its
 //! shard whatever its address, [`crypto`], [`session`] and [`settings`]
 //! configure it, [`peer`] is one connection, [`endpoint`] all of a shard, [`timers`] their
-//! deadlines, [`driver`] is what the worker calls.
+//! deadlines, [`prefetch`] is for the caches, [`driver`] is what the worker calls.
 
 pub mod crypto;
 pub mod driver;
 pub mod endpoint;
 pub mod peer;
+mod prefetch;
 pub mod session;
 pub mod settings;
 pub mod socket;

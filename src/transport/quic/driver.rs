@@ -48,6 +48,10 @@ impl Carrier for Shared {
         self.0.borrow_mut().release(link);
     }
 
+    fn expect(&self, link: Link) {
+        self.0.borrow().expect(link);
+    }
+
     fn flush(&mut self) {
         Carrier::flush(&mut *self.0.borrow_mut());
     }

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use quinn_proto::{
-    ConnectionHandle, DatagramEvent, EndpointEvent, Incoming, ServerConfig, Transmit,
+    ConnectionEvent, ConnectionHandle, DatagramEvent, EndpointEvent, Incoming, ServerConfig, Transmit,
 };
 
+use super::prefetch::prefetch;
 use super::peer::{Context, Heard, Peer, Prefixed};
 use super::settings::Settings;
 use super::socket::{DatagramSocket, Origin};
@@ -46,6 +47,9 @@ struct Table {
     dirty: Vec<u32>,
     drained: Vec<u32>,
     timers: Timers,
+    due: Vec<u32>,
+    /// What one batch brought, while the connections' memory is fetched.
+    arrived: Vec<(u32, ConnectionEvent)>,
     /// When those without a viewer must have one, in order.
     unheard: VecDeque<(Instant, u32, u32)>,
     unfinished: Vec<u32>,
@@ -96,7 +100,9 @@ impl Endpoint {
                 serial: 0,
                 dirty: Vec::new(),
                 drained: Vec::new(),
-                timers: Timers::default(),
+                timers: Timers::new(clock.instant(clock.now())),
+                due: Vec::new(),
+                arrived: Vec::new(),
                 unheard: VecDeque::new(),
                 unfinished: Vec::new(),
                 next_sweep: None,
@@ -116,8 +122,8 @@ impl Endpoint {
     /// # Errors
     /// The socket's.
     pub fn receive(&mut self, now: Instant) -> io::Result<bool> {
-        let Self { socket, table, .. } = self;
         for _ in 0..READ_TURN {
+            let Self { socket, table, .. } = self;
             let more = socket.receive(|origin, bytes| {
                 table.stats.datagrams_received += 1;
                 table.stats.bytes_received += bytes.len() as u64;
@@ -131,6 +137,9 @@ impl Endpoint {
                 table.stats.handed_over += 1;
                 table.handover.send(home, Stray { remote, local, ecn, bytes });
             })?;
+            table.deliver();
+            // While their memory is at hand.
+            self.flush(now);
             if !more {
                 return Ok(false);
             }
@@ -142,6 +151,7 @@ impl Endpoint {
     pub fn take_over(&mut self, stray: Stray, now: Instant) {
         let Stray { remote, local, ecn, bytes } = stray;
         self.table.datagram(Origin { remote, local, ecn }, bytes, now);
+        self.table.deliver();
     }
 
     /// Looks at connections whose deadline has passed.
@@ -244,9 +254,7 @@ impl Endpoint {
                 break;
             }
         }
-        if let Some(at) = peer.deadline() {
-            table.timers.set(index, &mut peer.entries, at);
-        }
+        table.timers.set(index, peer.deadline());
     }
 
     /// Has the socket send what it gathered. Returns whether all of it is out.
@@ -289,14 +297,27 @@ impl Table {
         Some(peer)
     }
 
+    /// Gives connections what has come for them.
+    fn deliver(&mut self) {
+        let mut arrived = std::mem::take(&mut self.arrived);
+        for (index, event) in arrived.drain(..) {
+            if let Some(peer) = self.touch(index) {
+                peer.connection.handle_event(event);
+            }
+        }
+        self.arrived = arrived;
+    }
+
     fn datagram(&mut self, origin: Origin, bytes: BytesMut, now: Instant) {
         let mut out = Vec::new();
         let Origin { remote, local, ecn } = origin;
         match self.proto.handle(now, remote, local, ecn, bytes, &mut out) {
             None => {}
             Some(DatagramEvent::ConnectionEvent(handle, event)) => {
-                if let Some(peer) = self.touch(handle.0 as u32) {
-                    peer.connection.handle_event(event);
+                let index = handle.0 as u32;
+                if let Some(peer) = self.peer(index) {
+                    prefetch(peer);
+                    self.arrived.push((index, event));
                 }
             }
             Some(DatagramEvent::NewConnection(incoming)) => self.knocked(incoming, now),
@@ -343,22 +364,14 @@ impl Table {
     }
 
     fn expire(&mut self, now: Instant) {
-        while let Some((at, index)) = self.timers.expired(now) {
-            let Some(peer) = self.peers.get_mut(index as usize).and_then(Option::as_mut) else {
-                continue;
-            };
-            if !peer.entries.passed(at) {
-                continue;
-            }
-            match peer.deadline() {
-                Some(due) if due <= now => {
-                    peer.expire(now);
-                    self.touch(index);
-                }
-                Some(due) => self.timers.set(index, &mut peer.entries, due),
-                None => {}
+        let mut due = std::mem::take(&mut self.due);
+        self.timers.expire(now, |index| due.push(index));
+        for index in due.drain(..) {
+            if let Some(peer) = self.touch(index) {
+                peer.expire(now);
             }
         }
+        self.due = due;
         while let Some((_, index, serial)) = self.unheard.pop_front_if(|(at, ..)| *at <= now) {
             let waits = |peer: &&mut Peer| peer.serial == serial && peer.viewer.is_none();
             if let Some(peer) = self.peer(index).filter(waits) {
@@ -436,13 +449,14 @@ impl Table {
 
     /// Forgets connections that are over, unless a row still names them.
     fn remove_drained(&mut self) {
-        let Self { drained, peers, proto, open, handshakes, stats, .. } = self;
+        let Self { drained, peers, proto, open, handshakes, stats, timers, .. } = self;
         drained.retain(|&index| {
             let slot = &mut peers[index as usize];
             if slot.as_ref().is_some_and(|peer| peer.viewer.is_some()) {
                 return true;
             }
             if let Some(peer) = slot.take() {
+                timers.set(index, None);
                 *open -= 1;
                 if peer.handshaking {
                     *handshakes -= 1;
@@ -492,6 +506,12 @@ impl Carrier for Endpoint {
         let now = self.now();
         if let Some(peer) = self.table.touch(link) {
             peer.release(now);
+        }
+    }
+
+    fn expect(&self, link: Link) {
+        if let Some(Some(peer)) = self.table.peers.get(link as usize) {
+            prefetch(&**peer);
         }
     }
 

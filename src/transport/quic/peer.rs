@@ -14,7 +14,6 @@ use quinn_proto::{
 use smallvec::SmallVec;
 
 use super::settings::Settings;
-use super::timers::Entries;
 use crate::shard::connection::ViewerKey;
 use crate::shard::outlet::Datagram;
 use crate::transport::webtransport::{H3_NO_ERROR, Session};
@@ -86,8 +85,6 @@ pub struct Peer {
     pub handshaking: bool,
     /// It is among those that have something to send.
     pub dirty: bool,
-    /// Its deadlines.
-    pub entries: Entries,
     /// Since when a message is unfinished.
     pub begun: Option<Instant>,
     control: Option<StreamId>,
@@ -111,7 +108,6 @@ impl Peer {
             serial,
             handshaking: true,
             dirty: false,
-            entries: Entries::default(),
             begun: None,
             control: None,
             important: None,
@@ -279,12 +275,22 @@ impl Peer {
     /// # Errors
     /// When more waits than may.
     pub fn write_important(&mut self, message: &Bytes, most: usize) -> io::Result<()> {
+        let mut message = message.clone();
+        if let (None, Some(important)) = (&self.waiting, self.important) {
+            // The common case: it takes all.
+            let mut stream = self.connection.send_stream(important);
+            let taken = stream.write_chunks(&mut [message.clone()]).map_or(0, |w| w.bytes);
+            if taken == message.len() {
+                return Ok(());
+            }
+            message = message.slice(taken..);
+        }
         let waiting = self.waiting.get_or_insert_default();
         if waiting.bytes + message.len() > most {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         waiting.bytes += message.len();
-        waiting.messages.push_back(message.clone());
+        waiting.messages.push_back(message);
         self.write_waiting();
         Ok(())
     }
@@ -301,14 +307,14 @@ impl Peer {
                         waiting.bytes += header.len();
                         waiting.messages.push_front(header);
                     }
+                    // Fails for a stream that has ended, and so does the write.
+                    let _ = self.connection.send_stream(opened).set_priority(IMPORTANT_FIRST);
                     *self.important.insert(opened)
                 }
                 None => return,
             },
         };
         let mut stream = self.connection.send_stream(important);
-        // Fails for a stream that has ended, and so does the write below.
-        let _ = stream.set_priority(IMPORTANT_FIRST);
         while let Some(front) = waiting.messages.front_mut() {
             let Ok(written) = stream.write_chunks(&mut [front.clone()]) else { return };
             waiting.bytes -= written.bytes;

@@ -234,10 +234,14 @@ fn with_server(
         calibrate(&mut publisher, &warm.stats, options.bytes);
     }
     let before = server.metrics();
-    let dropped = sys::udp_drops();
+    let dropped = sys::port_drops(server.addr.port());
     let main = schedule(first, pace, options.seconds);
     let main = drive::window(&mut fleet, &mut publisher, main, deadline, progress)?;
-    let dropped = sys::udp_drops().saturating_sub(dropped);
+    let after = sys::port_drops(server.addr.port());
+    let dropped = sys::PortDrops {
+        server: after.server.saturating_sub(dropped.server),
+        viewers: after.viewers.saturating_sub(dropped.viewers),
+    };
     let window = relate(&main, options.rooms, plan.wire.transport, &before, &server.metrics());
     let slow = if options.slow > 0 {
         let next = schedule(main.next, pace, options.seconds);

@@ -3,12 +3,13 @@
 //! process in one ends.
 
 use std::fs::File;
+use std::io::{BufRead as _, BufReader};
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// A network namespace, kept alive by this.
 pub(crate) struct Namespace(File);
@@ -42,11 +43,28 @@ impl Namespace {
 }
 
 /// Moves this thread into a namespace of its own, in which only loopback is up.
+///
+/// `unshare` (util-linux) makes it: a process of it lends its own, and may end
+/// as soon as this thread is there.
 pub(crate) fn unshare() -> Result<()> {
-    // SAFETY: a network namespace of its own takes nothing from other threads,
-    // unlike a descriptor table: open descriptors stay what they are.
-    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
-        .context("making a network namespace, which needs root (CAP_SYS_ADMIN)")?;
+    let mut lender = Command::new("unshare")
+        .args(["--net", "sh", "-c", "echo apart; exec cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting unshare (util-linux)")?;
+    let mut word = String::new();
+    let stdout = lender.stdout.take().context("no pipe")?;
+    BufReader::new(stdout).read_line(&mut word)?;
+    let entered = match word.is_empty() {
+        true => Err(anyhow!("making a network namespace needs root (CAP_SYS_ADMIN)")),
+        false => Namespace::at(Path::new(&format!("/proc/{}/ns/net", lender.id())))
+            .and_then(|namespace| namespace.enter()),
+    };
+    // Without its input it ends by itself.
+    drop(lender.stdin.take());
+    lender.wait()?;
+    entered?;
     ip("link set lo up")
 }
 

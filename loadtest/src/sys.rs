@@ -144,6 +144,40 @@ fn udp_counter(snmp: &str, name: &str) -> Option<u64> {
     values.split_ascii_whitespace().nth(at)?.parse().ok()
 }
 
+/// Datagrams dropped because a receive buffer was full, by the sockets of a
+/// server's port and by those connected to it, since they were opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct PortDrops {
+    /// The server's.
+    pub(crate) server: u64,
+    /// Its viewers'.
+    pub(crate) viewers: u64,
+}
+
+/// What the sockets of this port, and those connected to it, have dropped.
+pub(crate) fn port_drops(port: u16) -> PortDrops {
+    port_drops_in(&fs::read_to_string("/proc/net/udp").unwrap_or_default(), port)
+}
+
+fn port_drops_in(table: &str, port: u16) -> PortDrops {
+    let mut sums = PortDrops::default();
+    for line in table.lines().skip(1) {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [_, local, remote, .., drops] = fields[..] else { continue };
+        let is_it = |address: &str| {
+            let text = address.rsplit_once(':').map(|(_, port)| port);
+            text.and_then(|text| u16::from_str_radix(text, 16).ok()) == Some(port)
+        };
+        let drops = drops.parse::<u64>().unwrap_or(0);
+        if is_it(local) {
+            sums.server += drops;
+        } else if is_it(remote) {
+            sums.viewers += drops;
+        }
+    }
+    sums
+}
+
 /// What a figure was measured on.
 #[derive(Debug, Clone, Serialize, Deserialize, Default)]
 pub(crate) struct Machine {
@@ -220,6 +254,16 @@ mod tests {
         let snmp = "Tcp: a b\nTcp: 1 2\nUdp: InDatagrams NoPorts RcvbufErrors\nUdp: 7 8 9\n";
         assert_eq!(udp_counter(snmp, "RcvbufErrors"), Some(9));
         assert_eq!(udp_counter(snmp, "None"), None);
+    }
+
+    #[test]
+    fn dropped_datagrams_are_told_apart_by_port() {
+        let table = "sl local_address rem_address st tx_queue rx_queue tr tm->when retrnsmt uid \
+             timeout inode ref pointer drops\n\
+             1: 0100007F:1CE8 00000000:0000 07 00000000:00000000 00:00000000 00000000 0 0 7 2 0 5\n\
+             2: 0101017F:4E20 0100007F:1CE8 01 00000000:00000000 00:00000000 00000000 0 0 8 2 0 3\n\
+             3: 0101017F:4E21 0100007F:1CE9 01 00000000:00000000 00:00000000 00000000 0 0 9 2 0 9\n";
+        assert_eq!(port_drops_in(table, 7400), PortDrops { server: 5, viewers: 3 });
     }
 
     #[test]

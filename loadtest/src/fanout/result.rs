@@ -10,6 +10,7 @@ use crate::hist::Summary;
 use crate::protocol::{Datagrams, GroupStats};
 use crate::report::Section;
 use crate::server::Metrics;
+use crate::sys::PortDrops;
 use crate::transport::Transport;
 
 /// Broken promises that are told in words.
@@ -31,8 +32,8 @@ pub(super) struct FanoutResult {
     /// What QUIC viewers sent in the window.
     pub(super) datagrams: Datagrams,
     /// Datagrams of the window that the kernel dropped before a full receive
-    /// buffer, of everybody on the machine.
-    pub(super) dropped: u64,
+    /// buffer.
+    pub(super) dropped: PortDrops,
     pub(super) frame_bytes: u64,
     pub(super) window: WindowResult,
     /// Windows of a run with slow viewers.
@@ -209,8 +210,9 @@ pub(super) fn sections(round: &FanoutResult, number: usize) -> Vec<Section> {
             "datagrams",
             format!(
                 "{sent} sent by viewers in {sends} calls ({refused} refused), {lost} packets held \
-                 for lost since the start, {} dropped by the kernel",
-                round.dropped
+                 for lost since the start; the kernel dropped {} before viewers and {} before the \
+                 server",
+                round.dropped.viewers, round.dropped.server
             ),
         );
     }

@@ -108,6 +108,7 @@ impl Driver {
                     break;
                 }
             }
+            more |= endpoint.admit(instant);
             endpoint.expire(instant);
             endpoint.flush(instant);
         }

@@ -30,6 +30,9 @@ use crate::wire::close::CloseReason;
 
 /// Batches read before the shard's other work has its turn.
 const READ_TURN: usize = 8;
+/// Handshakes begun before it has: each takes a quarter of a millisecond, most of
+/// it for the signature (measured).
+const ADMIT_TURN: usize = 4;
 /// Datagrams that go to one viewer in one call.
 const BURST: usize = 8;
 /// How often unfinished messages are looked at.
@@ -47,6 +50,8 @@ struct Table {
     serial: u32,
     dirty: Vec<u32>,
     drained: Vec<u32>,
+    /// Those whose handshake may begin.
+    knocking: VecDeque<Incoming>,
     timers: Timers,
     due: Vec<u32>,
     /// What one batch brought, while the connections' memory is fetched.
@@ -101,6 +106,7 @@ impl Endpoint {
                 serial: 0,
                 dirty: Vec::new(),
                 drained: Vec::new(),
+                knocking: VecDeque::new(),
                 timers: Timers::new(clock.instant(clock.now())),
                 due: Vec::new(),
                 arrived: Vec::new(),
@@ -155,6 +161,11 @@ impl Endpoint {
         self.table.deliver();
     }
 
+    /// Begins some handshakes. Returns whether more wait.
+    pub fn admit(&mut self, now: Instant) -> bool {
+        self.table.admit(now)
+    }
+
     /// Looks at connections whose deadline has passed.
     pub fn expire(&mut self, now: Instant) {
         self.table.expire(now);
@@ -205,6 +216,9 @@ impl Endpoint {
     /// Nobody new is let in.
     pub fn drain(&mut self) {
         self.table.draining = true;
+        for incoming in self.table.knocking.drain(..) {
+            self.table.proto.ignore(incoming);
+        }
     }
 
     /// Whether the kernel takes no more at present.
@@ -321,26 +335,42 @@ impl Table {
                     self.arrived.push((index, event));
                 }
             }
-            Some(DatagramEvent::NewConnection(incoming)) => self.knocked(incoming, now),
+            Some(DatagramEvent::NewConnection(incoming)) => self.knocked(incoming),
             Some(DatagramEvent::Response(transmit)) => self.responses.push((transmit, out)),
         }
     }
 
-    fn knocked(&mut self, incoming: Incoming, now: Instant) {
+    fn knocked(&mut self, incoming: Incoming) {
         let mut out = Vec::new();
-        let full = self.draining || self.open >= self.settings.max_connections;
-        if !full && self.handshakes >= self.settings.retry_above && incoming.may_retry() {
+        let under_way = self.handshakes + self.knocking.len();
+        let connections = self.open + self.knocking.len();
+        let full = self.draining || connections >= self.settings.max_connections;
+        if !full && under_way >= self.settings.retry_above && incoming.may_retry() {
             self.stats.retries += 1;
             if let Ok(transmit) = self.proto.retry(incoming, &mut out) {
                 self.responses.push((transmit, out));
             }
             return;
         }
-        if full || self.handshakes >= self.settings.max_handshakes {
+        if full || under_way >= self.settings.max_handshakes {
             self.stats.refused += 1;
             let transmit = self.proto.refuse(incoming, &mut out);
             return self.responses.push((transmit, out));
         }
+        self.knocking.push_back(incoming);
+    }
+
+    /// Begins some handshakes. Returns whether more wait.
+    fn admit(&mut self, now: Instant) -> bool {
+        for _ in 0..ADMIT_TURN {
+            let Some(incoming) = self.knocking.pop_front() else { break };
+            self.accept(incoming, now);
+        }
+        !self.knocking.is_empty()
+    }
+
+    fn accept(&mut self, incoming: Incoming, now: Instant) {
+        let mut out = Vec::new();
         match self.proto.accept(incoming, now, &mut out, None) {
             Ok((handle, connection)) => {
                 self.serial = self.serial.wrapping_add(1);
@@ -479,10 +509,11 @@ impl Carrier for Endpoint {
     }
 
     fn write_important(&mut self, link: Link, message: &Bytes) -> io::Result<()> {
-        let most = self.table.settings.important_bytes;
-        match self.table.touch(link) {
-            Some(peer) => peer.write_important(message, most),
-            None => Err(io::ErrorKind::NotConnected.into()),
+        self.table.touch(link);
+        let Table { peers, settings, .. } = &mut self.table;
+        match peers.get_mut(link as usize) {
+            Some(Some(peer)) => peer.write_important(message, settings),
+            _ => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 
@@ -523,7 +554,7 @@ impl Carrier for Endpoint {
 
     fn stats(&self) -> CarrierStats {
         let connections = self.table.open as u64;
-        let handshakes = self.table.handshakes as u64;
+        let handshakes = (self.table.handshakes + self.table.knocking.len()) as u64;
         let peers = self.table.peers.iter().flatten();
         let web = peers.filter(|peer| peer.viewer.is_some() && peer.is_web()).count() as u64;
         CarrierStats { connections, handshakes, web_viewers: web, ..self.table.stats }

@@ -171,8 +171,10 @@ impl Peer {
             StreamEvent::Writable { id } if self.control == Some(id) => {
                 (context.heard)(Heard::Writable);
             }
-            StreamEvent::Writable { id } if self.important == Some(id) => self.write_waiting(),
-            StreamEvent::Available { dir: Dir::Uni } => self.write_waiting(),
+            StreamEvent::Writable { id } if self.important == Some(id) => {
+                self.write_waiting(context.settings);
+            }
+            StreamEvent::Available { dir: Dir::Uni } => self.write_waiting(context.settings),
             StreamEvent::Finished { id } if self.control == Some(id) => {
                 if let Some((code, reason)) = self.closing
                     && !self.close_session(code, reason)
@@ -274,28 +276,43 @@ impl Peer {
     ///
     /// # Errors
     /// When more waits than may.
-    pub fn write_important(&mut self, message: &Bytes, most: usize) -> io::Result<()> {
+    pub fn write_important(&mut self, message: &Bytes, settings: &Settings) -> io::Result<()> {
         let mut message = message.clone();
+        self.beyond_window(settings);
         if let (None, Some(important)) = (&self.waiting, self.important) {
             // The common case: it takes all.
             let mut stream = self.connection.send_stream(important);
             let taken = stream.write_chunks(&mut [message.clone()]).map_or(0, |w| w.bytes);
             if taken == message.len() {
+                self.connection.set_send_window(settings.send_window);
                 return Ok(());
             }
             message = message.slice(taken..);
         }
         let waiting = self.waiting.get_or_insert_default();
-        if waiting.bytes + message.len() > most {
+        if waiting.bytes + message.len() > settings.important_bytes {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         waiting.bytes += message.len();
         waiting.messages.push_back(message);
-        self.write_waiting();
+        self.write_waiting(settings);
         Ok(())
     }
 
-    fn write_waiting(&mut self) {
+    /// What is important does not wait for the rest to be acknowledged: it has
+    /// room of its own behind the window that the rest can fill.
+    fn beyond_window(&mut self, settings: &Settings) {
+        let room = settings.send_window.saturating_add(settings.important_bytes as u64);
+        self.connection.set_send_window(room);
+    }
+
+    fn write_waiting(&mut self, settings: &Settings) {
+        self.beyond_window(settings);
+        self.take_waiting();
+        self.connection.set_send_window(settings.send_window);
+    }
+
+    fn take_waiting(&mut self) {
         let Some(waiting) = &mut self.waiting else { return };
         let important = match self.important {
             Some(important) => important,

@@ -67,9 +67,10 @@ impl Settings {
             // A frame fits one packet or a few: finding out about larger ones
             // costs probes and memory per connection.
             .mtu_discovery_config(None)
-            // One packet of every viewer's in turn is not what is wanted: what is
-            // important goes first, then the rest.
-            .send_fairness(false)
+            // Without it a stream that has begun goes on until it is empty, also
+            // before one of higher priority: what is important would wait behind
+            // all the rest.
+            .send_fairness(true)
             .allow_spin(false);
         Arc::new(config)
     }

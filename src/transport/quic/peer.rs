@@ -92,8 +92,11 @@ pub struct Peer {
     waiting: Option<Box<Waiting>>,
     decoder: Decoder,
     closing: Option<(u16, &'static str)>,
-    /// When a connection ends whose session is over.
+    /// When the session ends, where it has not, or the connection whose session
+    /// is over.
     leaves: Option<Instant>,
+    /// How the session is to end then.
+    parts: Option<(u16, &'static str)>,
     /// Speaks HTTP/3.
     session: Option<Box<Session>>,
 }
@@ -115,6 +118,7 @@ impl Peer {
             decoder: Decoder::default(),
             closing: None,
             leaves: None,
+            parts: None,
             session: None,
         }
     }
@@ -135,7 +139,10 @@ impl Peer {
     /// A deadline has passed.
     pub fn expire(&mut self, now: Instant) {
         if self.leaves.take_if(|at| *at <= now).is_some() {
-            self.end(0, "", now);
+            match self.parts.take() {
+                Some((code, reason)) if self.close_session(code, reason) => {}
+                _ => self.end(0, "", now),
+            }
         }
         if self.connection.poll_timeout().is_some_and(|at| at <= now) {
             self.connection.handle_timeout(now);
@@ -176,9 +183,12 @@ impl Peer {
             }
             StreamEvent::Available { dir: Dir::Uni } => self.write_waiting(context.settings),
             StreamEvent::Finished { id } if self.control == Some(id) => {
-                if let Some((code, reason)) = self.closing
-                    && !self.close_session(code, reason)
-                {
+                if self.session.is_some() {
+                    // What is acknowledged is not yet read by the page, and a
+                    // browser throws it away with the session.
+                    self.parts = self.closing;
+                    self.leaves = Some(context.now + web::LEAVING);
+                } else if let Some((code, reason)) = self.closing {
                     self.end(code, reason, context.now);
                     (context.heard)(Heard::Gone);
                 }

@@ -23,7 +23,7 @@ const CLIENT_UNI: u32 = 4;
 /// Between the end of a session and that of its connection. Chromium (156) tells
 /// its page of the first a moment after it has read it; with the second right
 /// behind, it says that the connection was lost, and gives no code.
-const LEAVING: Duration = Duration::from_millis(100);
+pub(super) const LEAVING: Duration = Duration::from_millis(100);
 
 impl Peer {
     /// The handshake has told which protocol is spoken. The settings of HTTP/3

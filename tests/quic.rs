@@ -1,0 +1,193 @@
+//! Raw QUIC against the real binary, with streams read one by one: what one lane
+//! does to another.
+
+mod harness;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use harness::{PATIENCE, Server};
+use prost::Message as _;
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream, TransportConfig, VarInt};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{DigitallySignedStruct, Error, SignatureScheme};
+use serde_json::{Value, json};
+use tidegate::wire::proto::v1;
+use tidegate::wire::proto::v1::client_message::Message as Out;
+use tidegate::wire::proto::v1::server_message::Message as In;
+use tidegate::wire::stream;
+use tokio::time::timeout;
+
+/// Whoever the server is: it is the one that this test has started.
+#[derive(Debug)]
+struct Anybody;
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+struct Viewer {
+    connection: Connection,
+    say: SendStream,
+    control: RecvStream,
+    /// Of the control stream, not yet a whole message.
+    held: stream::Decoder,
+    heard: std::collections::VecDeque<In>,
+}
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, what).await.expect("in time")
+}
+
+/// Messages of `bytes`, the next of a stream.
+fn messages(decoder: &mut stream::Decoder, bytes: &[u8]) -> Vec<In> {
+    let mut messages = Vec::new();
+    let mut heard = |bytes: &[u8]| {
+        let message = v1::ServerMessage::decode(bytes).expect("protobuf").message;
+        messages.push(message.expect("a known message"));
+        true
+    };
+    decoder.feed(bytes, 1 << 20, &mut heard).expect("not too long");
+    messages
+}
+
+impl Viewer {
+    /// In room `r`, with so many bytes of credit for each stream.
+    async fn join(server: &Server, window: u32) -> Self {
+        let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("TLS 1.3")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anybody))
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![b"tidegate/1".to_vec()];
+        let crypto = QuicClientConfig::try_from(tls).expect("a cipher");
+        let mut config = ClientConfig::new(Arc::new(crypto));
+        let mut transport = TransportConfig::default();
+        transport.stream_receive_window(VarInt::from_u32(window));
+        config.transport_config(Arc::new(transport));
+        let endpoint = Endpoint::client(([127, 0, 0, 1], 0).into()).expect("a socket");
+        let connecting = endpoint.connect_with(config, server.address, "localhost");
+        let connection = soon(connecting.expect("sensible")).await.expect("connected");
+        let (mut say, control) = connection.open_bi().await.expect("a stream");
+        let join = v1::Join {
+            room: "r".into(),
+            token: server.token("u", "viewer", &["*"]),
+            resume: None,
+            acks: false,
+        };
+        let join = v1::ClientMessage { message: Some(Out::Join(join)) };
+        say.write_all(&stream::data(&join.encode_to_vec())).await.expect("written");
+        let (held, heard) = Default::default();
+        let mut viewer = Self { connection, say, control, held, heard };
+        while !matches!(viewer.hear().await, In::Joined(_)) {}
+        viewer
+    }
+
+    /// The next message of the control stream.
+    async fn hear(&mut self) -> In {
+        loop {
+            if let Some(message) = self.heard.pop_front() {
+                return message;
+            }
+            let chunk = soon(self.control.read_chunk(64 << 10, true)).await;
+            let chunk = chunk.expect("open").expect("not at its end");
+            self.heard.extend(messages(&mut self.held, &chunk.bytes));
+        }
+    }
+}
+
+fn publish(server: &Server, kind: &str, ids: std::ops::Range<u32>, payload: &str) {
+    let event = |n: u32| json!({"id": format!("{kind}-{n}"), "kind": kind, "payload": payload});
+    let (status, body) = server.publish("r", json!(ids.map(event).collect::<Vec<Value>>()));
+    assert_eq!(status, 200, "{body}");
+    let results = body["results"].as_array().expect("results");
+    assert!(results.iter().all(|result| result["status"] == "accepted"), "{body}");
+}
+
+#[tokio::test]
+async fn a_viewer_that_reads_no_talk_gets_what_matters_and_is_told_what_it_lost() {
+    let server = Server::start("[delivery]\nrecover_ms = 200\n");
+    let mut viewer = Viewer::join(&server, 8 << 10).await;
+    assert_eq!(server.metric("tidegate_transport_connections{transport=\"quic\"}"), 1.0);
+    // Far more than the window, the server's own and every rung take.
+    let long = "x".repeat(3_500);
+    for batch in 0..60 {
+        publish(&server, "chat", batch * 20..batch * 20 + 20, &long);
+    }
+    publish(&server, "red_packet", 0..3, "all");
+    let mut important = soon(viewer.connection.accept_uni()).await.expect("a stream");
+    let (mut decoder, mut came) = (stream::Decoder::default(), Vec::new());
+    while came.len() < 3 {
+        let chunk = soon(important.read_chunk(64 << 10, true)).await;
+        for message in messages(&mut decoder, &chunk.expect("open").expect("not its end").bytes) {
+            let In::Frame(frame) = message else { panic!("{message:?} on the important stream") };
+            assert_eq!(frame.first_seq, frame.last_seq + 1, "it covers no numbers");
+            came.extend(frame.events.into_iter().map(|event| event.id));
+        }
+    }
+    assert_eq!(came, ["red_packet-0", "red_packet-1", "red_packet-2"]);
+    // Now it reads: what came before is whole, and what did not is told.
+    let (mut lost, mut shown, mut rebased) = (0, 0, false);
+    publish(&server, "chat", 9_000..9_001, "last");
+    let mut number = 9_001;
+    loop {
+        let heard = timeout(Duration::from_millis(500), viewer.hear()).await;
+        match heard {
+            Ok(In::Frame(frame)) => {
+                shown += frame.events.len() as u64;
+                if frame.events.iter().any(|event| event.id.starts_with("chat-90")) {
+                    break;
+                }
+            }
+            Ok(In::Gap(gap)) => lost += gap.dropped.values().sum::<u64>(),
+            Ok(In::Joined(joined)) => rebased |= joined.rebased,
+            Ok(other) => assert!(matches!(other, In::Ping(_)), "{other:?}"),
+            // It has skipped ahead and waits for news.
+            Err(_) => {
+                publish(&server, "chat", number..number + 1, "again");
+                number += 1;
+            }
+        }
+    }
+    assert!(lost > 0, "something was lost");
+    assert!(shown > 0 && shown + lost <= 1_200 + u64::from(number - 9_000), "{shown} and {lost}");
+    assert!(rebased || shown + lost >= 1_200, "{shown} shown and {lost} told of");
+    let leave = v1::ClientMessage { message: Some(Out::Leave(v1::Leave { room: "r".into() })) };
+    viewer.say.write_all(&stream::data(&leave.encode_to_vec())).await.expect("written");
+    while !matches!(viewer.hear().await, In::Left(_)) {}
+}

@@ -334,7 +334,7 @@ fn calibrate(publisher: &mut Publisher, stats: &Stats, bytes: usize) {
 }
 
 /// A second window in which some viewers do not read until its end.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "the parts of one result")]
 fn slow_window(
     options: &FanoutOptions,
     transport: Transport,

@@ -276,9 +276,10 @@ async def garbage(place):
         made.send(chance.randbytes(chance.choice((0, 1, 20, 100, 1199, 1200, 1472))))
     # A long header with a version that nobody has.
     unknown = bytes([0xC3]) + b"\x1a\x2a\x3a\x4a" + b"\x08ABCDEFGH\x08abcdefgh"
-    made.send(unknown + bytes(1200 - len(unknown)))
     deadline, negotiated = time.monotonic() + PATIENCE, False
     while not negotiated and time.monotonic() < deadline:
+        # Again and again: what came before may have filled a buffer on the way.
+        made.send(unknown + bytes(1200 - len(unknown)))
         await asyncio.sleep(0.02)
         try:
             while True:

@@ -374,18 +374,17 @@ impl Connections {
         match self.lanes(index, shared, stats) {
             Ok(Some(rest)) => self.queue_rest_of_room(index, &rest, stats, now),
             Ok(None) => {}
-            Err(_) => self.end_slow(index, stats),
+            Err(error) => self.end_failed(index, &error, stats),
         }
     }
 
-    /// More of what is important waits than may, or the viewer is gone.
-    pub(super) fn end_slow(&mut self, index: u32, stats: &mut ShardStats) {
-        if let Some(key) = self.key_of(index)
-            && self.is_open(key)
-        {
-            stats.slow_overruns += 1;
-            self.end(key, CloseReason::Slow);
-        }
+    /// More of what is important waits than may (`WouldBlock`), or the viewer is
+    /// gone.
+    pub(super) fn end_failed(&mut self, index: u32, error: &io::Error, stats: &mut ShardStats) {
+        let Some(key) = self.key_of(index).filter(|key| self.is_open(*key)) else { return };
+        let slow = error.kind() == io::ErrorKind::WouldBlock;
+        stats.slow_overruns += u64::from(slow);
+        self.end(key, if slow { CloseReason::Slow } else { CloseReason::Broken });
     }
 
     /// The same, of what goes in order.

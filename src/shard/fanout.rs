@@ -106,16 +106,19 @@ fn turn(
     let Some(job) = &mut room.job else { return now };
     let frame = Arc::clone(&job.frame);
     let bytes: [&[u8]; Format::COUNT] = Format::ALL.map(|format| {
-        let used = formats & 1 << format.index() != 0;
+        // Those who read streams are given parts of it.
+        let used = formats & 1 << format.index() != 0 && format != Format::Stream;
         if used { &frame.bytes(format, Cut::Full)[..] } else { &[][..] }
     });
+    let carried = formats & 1 << Format::Stream.index() != 0;
     let stop = job.end.min(job.cursor + TURN);
     job.begun.get_or_insert(now);
     while job.cursor < stop && now < until {
         let batch = stop.min(job.cursor + CLOCK_EVERY);
         let mut whole = 0;
         for (place, member) in (job.cursor..batch).zip(&room.members[job.cursor..batch]) {
-            if let Some(later) = room.members.get(place + AHEAD)
+            if carried
+                && let Some(later) = room.members.get(place + AHEAD)
                 && later.marks & INDIRECT != 0
             {
                 viewers.expect(later.viewer);
@@ -170,8 +173,8 @@ fn give(
             }
             whole
         }
-        Err(_) => {
-            viewers.end_slow(viewer, stats);
+        Err(error) => {
+            viewers.end_failed(viewer, &error, stats);
             false
         }
     }

@@ -340,14 +340,7 @@ impl Connections {
     ) -> io::Result<bool> {
         if self.link(index).is_none() {
             let format = self.row(index).format;
-            let offered = self.offer(index, frame, format, stats, now);
-            // Its own socket is broken: that is not being slow.
-            return Ok(offered.unwrap_or_else(|_| {
-                if let Some(key) = self.key_of(index) {
-                    self.end(key, CloseReason::Broken);
-                }
-                false
-            }));
+            return self.offer(index, frame, format, stats, now);
         }
         match self.lanes(index, frame, stats)? {
             Some(rest) => self.offer(index, &rest, Format::Stream, stats, now),

@@ -11,6 +11,7 @@
 
 pub mod arrival;
 pub mod asks;
+pub mod carrier_stats;
 pub mod connection;
 mod drain;
 pub mod fanout;

@@ -140,6 +140,20 @@ fn publish(server: &Server, kind: &str, ids: std::ops::Range<u32>, payload: &str
 }
 
 #[tokio::test]
+async fn datagrams_of_a_viewer_mean_nothing_and_are_counted() {
+    let server = Server::start("");
+    let mut viewer = Viewer::join(&server, 64 << 10).await;
+    for n in 0..5_u8 {
+        viewer.connection.send_datagram(vec![n; 100].into()).expect("sent");
+    }
+    let leave = v1::ClientMessage { message: Some(Out::Leave(v1::Leave { room: "r".into() })) };
+    viewer.say.write_all(&stream::data(&leave.encode_to_vec())).await.expect("written");
+    // It goes on all the same; and while this waits, what was said goes out.
+    while !matches!(viewer.hear().await, In::Left(_)) {}
+    server.wait_metric("tidegate_quic_dropped_total{reason=\"from_viewer\"}", 5.0);
+}
+
+#[tokio::test]
 async fn a_viewer_that_reads_no_talk_gets_what_matters_and_is_told_what_it_lost() {
     let server = Server::start("[delivery]\nrecover_ms = 200\n");
     let mut viewer = Viewer::join(&server, 8 << 10).await;

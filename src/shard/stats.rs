@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::arrival::ArrivalStats;
-use super::outlet::{CarrierStats, Transport};
+use super::carrier_stats::CarrierStats;
+use super::outlet::Transport;
 use crate::engine::admission::AdmissionStats;
 use crate::engine::delivery::Rung as SlowRung;
 use crate::engine::delivery::stats::DeliveryStats;

@@ -1,7 +1,7 @@
 //! Metrics of QUIC: handshakes, datagrams, and viewers by transport.
 
 use super::Text;
-use crate::shard::outlet::SESSIONS;
+use crate::shard::carrier_stats::SESSIONS;
 use crate::shard::outlet::Transport;
 use crate::shard::stats::ShardStats;
 
@@ -50,6 +50,16 @@ pub(super) fn quic(text: &mut Text, total: &ShardStats) {
         ("tidegate_quic_bytes_total", "direction"),
         "Bytes of UDP datagrams.",
         [("received", carried.bytes_received), ("sent", carried.bytes_sent)],
+    );
+    text.by(
+        ("tidegate_quic_dropped_total", "reason"),
+        "Datagrams dropped: messages from viewers, which mean nothing there; too many for another \
+         shard; answers without a connection that the kernel had no room for.",
+        [
+            ("from_viewer", carried.ignored),
+            ("handover", carried.strays_lost),
+            ("answer", carried.answers_lost),
+        ],
     );
     let counters = [
         (

@@ -24,8 +24,9 @@ use super::socket::{DatagramSocket, Origin};
 use super::steer::{Handover, Stray, shard_of};
 use super::timers::Timers;
 use crate::clock::Clock;
+use crate::shard::carrier_stats::CarrierStats;
 use crate::shard::connection::ViewerKey;
-use crate::shard::outlet::{Carrier, CarrierStats, Datagram, Link};
+use crate::shard::outlet::{Carrier, Datagram, Link};
 use crate::wire::close::CloseReason;
 
 /// Batches read before the shard's other work has its turn.
@@ -142,7 +143,8 @@ impl Endpoint {
                 }
                 let Origin { remote, local, ecn } = origin;
                 table.stats.handed_over += 1;
-                table.handover.send(home, Stray { remote, local, ecn, bytes });
+                let stray = Stray { remote, local, ecn, bytes };
+                table.stats.strays_lost += u64::from(!table.handover.send(home, stray));
             })?;
             table.deliver();
             // While their memory is at hand.
@@ -235,18 +237,6 @@ impl Endpoint {
         [self.table.timers.next(), unheard, sweep].into_iter().flatten().min()
     }
 
-    /// Connections, handshakes included.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.table.open
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.table.open == 0
-    }
-
     fn drive(&mut self, index: u32, now: Instant) {
         let Self { socket, table, blocked, buffer, .. } = self;
         if !table.ask(index, now) {
@@ -285,6 +275,7 @@ impl Endpoint {
     fn respond(&mut self) {
         for (transmit, mut bytes) in self.table.responses.drain(..) {
             if self.blocked {
+                self.table.stats.answers_lost += 1;
                 continue;
             }
             self.table.stats.datagrams_sent += 1;
@@ -449,12 +440,16 @@ impl Table {
         };
         peer.dirty = false;
         let (handshaking, idle) = (peer.handshaking, peer.begun.is_none());
-        peer.poll(&mut Context {
+        let mut context = Context {
             settings,
             now,
             heard: &mut |what| heard.push_back((index, what)),
             session: &mut |result| stats.session(result),
-        });
+            ignored: 0,
+        };
+        peer.poll(&mut context);
+        let ignored = context.ignored;
+        stats.ignored += ignored;
         while let Some(event) = peer.connection.poll_endpoint_events() {
             if event.is_drained() {
                 drained.push(index);

@@ -64,6 +64,8 @@ pub struct Context<'a> {
     /// Takes the results of requests for WebTransport sessions, as metrics name
     /// them.
     pub session: &'a mut dyn FnMut(&'static str),
+    /// Datagrams that came, which mean nothing.
+    pub ignored: u64,
 }
 
 /// Messages for the important stream that it did not take yet.
@@ -164,7 +166,11 @@ impl Peer {
                     });
                     (context.heard)(Heard::Gone);
                 }
-                Event::DatagramReceived => while self.connection.datagrams().recv().is_some() {},
+                Event::DatagramReceived => {
+                    while self.connection.datagrams().recv().is_some() {
+                        context.ignored += 1;
+                    }
+                }
                 Event::Stream(event) => self.streamed(event, context),
             }
         }

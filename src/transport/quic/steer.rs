@@ -178,6 +178,21 @@ mod tests {
     }
 
     #[test]
+    fn a_shard_is_handed_no_more_than_it_takes() {
+        let (handover, mut ends) = Handover::new(2);
+        let stray = || Stray {
+            remote: ([127, 0, 0, 1], 9).into(),
+            local: None,
+            ecn: None,
+            bytes: BytesMut::new(),
+        };
+        let taken = (0..=HANDED_OVER).filter(|_| handover.send(1, stray())).count();
+        assert_eq!(taken, HANDED_OVER);
+        assert!(ends[1].try_recv().is_ok() && handover.send(1, stray()), "there is room again");
+        assert!(!handover.send(2, stray()), "there is no such shard");
+    }
+
+    #[test]
     fn ids_differ_and_use_the_whole_byte() {
         let mut ids = Ids::new(1, 2);
         let made: Vec<ConnectionId> = (0..2_000).map(|_| ids.generate_cid()).collect();

@@ -8,13 +8,17 @@
 //! ladder for slow viewers are the same as over WebSocket.
 //!
 //! [`socket`] reads and sends datagrams, [`steer`] keeps a connection on its
-//! shard whatever its address, [`crypto`], [`session`] and [`settings`]
-//! configure it, [`peer`] is one connection, [`endpoint`] all of a shard, [`timers`] their
+//! shard whatever its address, [`crypto`], [`keys`], [`parameters`],
+//! [`session`] and [`settings`] configure it, [`peer`] is one connection, [`endpoint`] all of a
+//! shard, [`chunks`] where they are kept, [`timers`] their
 //! deadlines, [`prefetch`] is for the caches, [`driver`] is what the worker calls.
 
+mod chunks;
 pub mod crypto;
 pub mod driver;
 pub mod endpoint;
+pub mod keys;
+mod parameters;
 pub mod peer;
 mod prefetch;
 pub mod session;

@@ -13,8 +13,7 @@ use thiserror::Error;
 
 use super::settings::Settings;
 use super::steer::Ids;
-use super::{ALPN, ALPN_H3, session};
-use crate::tls::provider;
+use super::{ALPN, ALPN_H3, keys, session};
 
 /// Why there is no QUIC.
 #[derive(Debug, Error)]
@@ -40,7 +39,7 @@ pub fn server(
     resolver: Arc<dyn ResolvesServerCert>,
     settings: &Settings,
 ) -> Result<Arc<ServerConfig>, CryptoError> {
-    let mut tls = rustls::ServerConfig::builder_with_provider(Arc::clone(provider()))
+    let mut tls = rustls::ServerConfig::builder_with_provider(keys::compact())
         .with_protocol_versions(&[&TLS13])?
         .with_no_client_auth()
         .with_cert_resolver(resolver);

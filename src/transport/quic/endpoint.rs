@@ -17,6 +17,7 @@ use quinn_proto::{
     Transmit,
 };
 
+use super::chunks::Chunks;
 use super::peer::{Context, Heard, Peer, Prefixed};
 use super::prefetch::prefetch;
 use super::settings::Settings;
@@ -45,7 +46,7 @@ struct Table {
     settings: Settings,
     shard: u16,
     handover: Handover,
-    peers: Vec<Option<Box<Peer>>>,
+    peers: Chunks<Peer>,
     open: usize,
     handshakes: usize,
     serial: u32,
@@ -101,7 +102,7 @@ impl Endpoint {
                 settings,
                 shard,
                 handover,
-                peers: Vec::new(),
+                peers: Chunks::default(),
                 open: 0,
                 handshakes: 0,
                 serial: 0,
@@ -212,7 +213,7 @@ impl Endpoint {
     /// Whose connection it is.
     #[must_use]
     pub fn viewer(&self, link: Link) -> Option<ViewerKey> {
-        self.table.peers.get(link as usize)?.as_ref()?.viewer
+        self.table.peers.get(link)?.viewer
     }
 
     /// Nobody new is let in.
@@ -242,7 +243,7 @@ impl Endpoint {
         if !table.ask(index, now) {
             return;
         }
-        let Some(peer) = table.peers[index as usize].as_mut() else { return };
+        let Some(peer) = table.peers.get_mut(index) else { return };
         loop {
             buffer.clear();
             let burst = socket.segments().min(BURST);
@@ -291,12 +292,12 @@ impl Endpoint {
 
 impl Table {
     fn peer(&mut self, index: u32) -> Option<&mut Peer> {
-        self.peers.get_mut(index as usize)?.as_deref_mut()
+        self.peers.get_mut(index)
     }
 
     /// The same, to be driven at the next flush.
     fn touch(&mut self, index: u32) -> Option<&mut Peer> {
-        let peer = self.peers.get_mut(index as usize)?.as_deref_mut()?;
+        let peer = self.peers.get_mut(index)?;
         if !std::mem::replace(&mut peer.dirty, true) {
             self.dirty.push(index);
         }
@@ -365,16 +366,13 @@ impl Table {
         match self.proto.accept(incoming, now, &mut out, None) {
             Ok((handle, connection)) => {
                 self.serial = self.serial.wrapping_add(1);
-                let index = handle.0;
-                if self.peers.len() <= index {
-                    self.peers.resize_with(index + 1, || None);
-                }
-                self.peers[index] = Some(Box::new(Peer::new(connection, self.serial)));
+                let index = handle.0 as u32;
+                self.peers.put(index, Peer::new(connection, self.serial));
                 self.open += 1;
                 self.handshakes += 1;
                 let by = now + self.settings.handshake_timeout;
-                self.unheard.push_back((by, index as u32, self.serial));
-                self.touch(index as u32);
+                self.unheard.push_back((by, index, self.serial));
+                self.touch(index);
             }
             Err(error) => {
                 self.stats.failed += 1;
@@ -421,8 +419,7 @@ impl Table {
         let timeout = self.settings.handshake_timeout;
         let Self { unfinished, peers, heard, .. } = self;
         unfinished.retain(|&index| {
-            let peer = peers.get(index as usize).and_then(Option::as_ref);
-            let Some(begun) = peer.and_then(|peer| peer.begun) else { return false };
+            let Some(begun) = peers.get(index).and_then(|peer| peer.begun) else { return false };
             let late = now.saturating_duration_since(begun) >= timeout;
             if late {
                 heard.push_back((index, Heard::Broke(CloseReason::MessageTimeout)));
@@ -435,9 +432,7 @@ impl Table {
     fn ask(&mut self, index: u32, now: Instant) -> bool {
         let Self { proto, peers, heard, settings, drained, handshakes, unfinished, stats, .. } =
             self;
-        let Some(peer) = peers.get_mut(index as usize).and_then(Option::as_mut) else {
-            return false;
-        };
+        let Some(peer) = peers.get_mut(index) else { return false };
         peer.dirty = false;
         let (handshaking, idle) = (peer.handshaking, peer.begun.is_none());
         let mut context = Context {
@@ -477,19 +472,18 @@ impl Table {
     fn remove_drained(&mut self) {
         let Self { drained, peers, proto, open, handshakes, stats, timers, .. } = self;
         drained.retain(|&index| {
-            let slot = &mut peers[index as usize];
-            if slot.as_ref().is_some_and(|peer| peer.viewer.is_some()) {
+            let Some(peer) = peers.get(index) else { return false };
+            if peer.viewer.is_some() {
                 return true;
             }
-            if let Some(peer) = slot.take() {
-                timers.set(index, None);
-                *open -= 1;
-                if peer.handshaking {
-                    *handshakes -= 1;
-                    stats.failed += 1;
-                }
-                proto.handle_event(ConnectionHandle(index as usize), EndpointEvent::drained());
+            if peer.handshaking {
+                *handshakes -= 1;
+                stats.failed += 1;
             }
+            peers.remove(index);
+            timers.set(index, None);
+            *open -= 1;
+            proto.handle_event(ConnectionHandle(index as usize), EndpointEvent::drained());
             false
         });
     }
@@ -506,9 +500,9 @@ impl Carrier for Endpoint {
     fn write_important(&mut self, link: Link, message: &Bytes) -> io::Result<()> {
         self.table.touch(link);
         let Table { peers, settings, .. } = &mut self.table;
-        match peers.get_mut(link as usize) {
-            Some(Some(peer)) => peer.write_important(message, settings),
-            _ => Err(io::ErrorKind::NotConnected.into()),
+        match peers.get_mut(link) {
+            Some(peer) => peer.write_important(message, settings),
+            None => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 
@@ -537,8 +531,8 @@ impl Carrier for Endpoint {
     }
 
     fn expect(&self, link: Link) {
-        if let Some(Some(peer)) = self.table.peers.get(link as usize) {
-            prefetch(&**peer);
+        if let Some(peer) = self.table.peers.get(link) {
+            prefetch(peer);
         }
     }
 
@@ -550,7 +544,7 @@ impl Carrier for Endpoint {
     fn stats(&self) -> CarrierStats {
         let connections = self.table.open as u64;
         let handshakes = (self.table.handshakes + self.table.knocking.len()) as u64;
-        let peers = self.table.peers.iter().flatten();
+        let peers = self.table.peers.iter();
         let web = peers.filter(|peer| peer.viewer.is_some() && peer.is_web()).count() as u64;
         CarrierStats { connections, handshakes, web_viewers: web, ..self.table.stats }
     }

@@ -19,6 +19,8 @@ use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, Side, TransportError, TransportErrorCode};
 use rustls::quic::{KeyChange, Secrets, ServerConnection, Version};
 
+use super::parameters::with_few_ids;
+
 /// Drafts 29 to 32 of QUIC, whose keys are derived with other labels.
 const DRAFTS: std::ops::RangeInclusive<u32> = 0xff00_001d..=0xff00_0020;
 
@@ -161,6 +163,7 @@ impl Session for Handshake {
     fn transport_parameters(&self) -> Result<Option<TransportParameters>, TransportError> {
         match self.tls().and_then(|tls| tls.quic_transport_parameters()) {
             Some(bytes) => {
+                let bytes = with_few_ids(bytes);
                 Ok(Some(TransportParameters::read(Side::Server, &mut Cursor::new(bytes))?))
             }
             None => Ok(None),

@@ -3,6 +3,7 @@
 
 mod harness;
 
+use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,6 +62,7 @@ impl ServerCertVerifier for Anybody {
 }
 
 struct Viewer {
+    endpoint: Endpoint,
     connection: Connection,
     say: SendStream,
     control: RecvStream,
@@ -113,7 +115,7 @@ impl Viewer {
         let join = v1::ClientMessage { message: Some(Out::Join(join)) };
         say.write_all(&stream::data(&join.encode_to_vec())).await.expect("written");
         let (held, heard) = Default::default();
-        let mut viewer = Self { connection, say, control, held, heard };
+        let mut viewer = Self { endpoint, connection, say, control, held, heard };
         while !matches!(viewer.hear().await, In::Joined(_)) {}
         viewer
     }
@@ -151,6 +153,36 @@ async fn datagrams_of_a_viewer_mean_nothing_and_are_counted() {
     // It goes on all the same; and while this waits, what was said goes out.
     while !matches!(viewer.hear().await, In::Left(_)) {}
     server.wait_metric("tidegate_quic_dropped_total{reason=\"from_viewer\"}", 5.0);
+}
+
+#[tokio::test]
+async fn a_viewer_may_update_its_keys_and_move_again_and_again() {
+    let server = Server::start("");
+    let mut viewer = Viewer::join(&server, 64 << 10).await;
+    let mut said = 0.0;
+    for round in 0..12 {
+        // What it says next is sealed with keys that the server has to derive, and
+        // the server answers with its own next ones (RFC 9001, section 6). As long
+        // as packets under the last ones may come, this does nothing.
+        viewer.connection.force_key_update();
+        if round % 3 == 2 {
+            // Each move takes an id that the server has given before.
+            let socket = UdpSocket::bind(("127.0.0.1", 0)).expect("a socket");
+            viewer.endpoint.rebind(socket).expect("moved");
+        } else {
+            viewer.connection.send_datagram(vec![0; 100].into()).expect("sent");
+            said += 1.0;
+        }
+        publish(&server, "chat", round..round + 1, "x");
+        loop {
+            let In::Frame(frame) = viewer.hear().await else { continue };
+            if frame.events.iter().any(|event| event.id == format!("chat-{round}")) {
+                break;
+            }
+        }
+        server.wait_metric("tidegate_quic_dropped_total{reason=\"from_viewer\"}", said);
+    }
+    assert_eq!(server.metric("tidegate_transport_connections{transport=\"quic\"}"), 1.0);
 }
 
 #[tokio::test]

@@ -10,16 +10,17 @@
 //! [`socket`] reads and sends datagrams, [`steer`] keeps a connection on its
 //! shard whatever its address, [`crypto`], [`keys`], [`parameters`],
 //! [`session`] and [`settings`] configure it, [`peer`] is one connection, [`endpoint`] all of a
-//! shard, [`chunks`] where they are kept, [`timers`] their
+//! shard, [`peers`] where they are kept, [`timers`] their
 //! deadlines, [`prefetch`] is for the caches, [`driver`] is what the worker calls.
 
-mod chunks;
 pub mod crypto;
 pub mod driver;
 pub mod endpoint;
 pub mod keys;
+mod packed;
 mod parameters;
 pub mod peer;
+pub mod peers;
 mod prefetch;
 pub mod session;
 pub mod settings;

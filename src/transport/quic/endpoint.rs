@@ -17,9 +17,8 @@ use quinn_proto::{
     Transmit,
 };
 
-use super::chunks::Chunks;
 use super::peer::{Context, Heard, Peer, Prefixed};
-use super::prefetch::prefetch;
+use super::peers::Peers;
 use super::settings::Settings;
 use super::socket::{DatagramSocket, Origin};
 use super::steer::{Handover, Stray, shard_of};
@@ -46,7 +45,7 @@ struct Table {
     settings: Settings,
     shard: u16,
     handover: Handover,
-    peers: Chunks<Peer>,
+    peers: Peers,
     open: usize,
     handshakes: usize,
     serial: u32,
@@ -102,7 +101,7 @@ impl Endpoint {
                 settings,
                 shard,
                 handover,
-                peers: Chunks::default(),
+                peers: Peers::default(),
                 open: 0,
                 handshakes: 0,
                 serial: 0,
@@ -205,15 +204,13 @@ impl Endpoint {
 
     /// A viewer has its row.
     pub fn opened(&mut self, link: Link, viewer: ViewerKey) {
-        if let Some(peer) = self.table.peer(link) {
-            peer.viewer = Some(viewer);
-        }
+        self.table.peers.set_viewer(link, Some(viewer));
     }
 
     /// Whose connection it is.
     #[must_use]
     pub fn viewer(&self, link: Link) -> Option<ViewerKey> {
-        self.table.peers.get(link)?.viewer
+        self.table.peers.viewer(link)
     }
 
     /// Nobody new is let in.
@@ -243,7 +240,7 @@ impl Endpoint {
         if !table.ask(index, now) {
             return;
         }
-        let Some(peer) = table.peers.get_mut(index) else { return };
+        let Some(peer) = table.peers.take_up(index) else { return };
         loop {
             buffer.clear();
             let burst = socket.segments().min(BURST);
@@ -261,6 +258,7 @@ impl Endpoint {
             }
         }
         table.timers.set(index, peer.deadline());
+        table.peers.lay_down(index);
     }
 
     /// Has the socket send what it gathered. Returns whether all of it is out.
@@ -291,13 +289,9 @@ impl Endpoint {
 }
 
 impl Table {
-    fn peer(&mut self, index: u32) -> Option<&mut Peer> {
-        self.peers.get_mut(index)
-    }
-
-    /// The same, to be driven at the next flush.
+    /// A connection, to be driven at the next flush.
     fn touch(&mut self, index: u32) -> Option<&mut Peer> {
-        let peer = self.peers.get_mut(index)?;
+        let peer = self.peers.take_up(index)?;
         if !std::mem::replace(&mut peer.dirty, true) {
             self.dirty.push(index);
         }
@@ -322,8 +316,8 @@ impl Table {
             None => {}
             Some(DatagramEvent::ConnectionEvent(handle, event)) => {
                 let index = handle.0 as u32;
-                if let Some(peer) = self.peer(index) {
-                    prefetch(peer);
+                if self.peers.has(index) {
+                    self.peers.prefetch(index);
                     self.arrived.push((index, event));
                 }
             }
@@ -393,8 +387,10 @@ impl Table {
         }
         self.due = due;
         while let Some((_, index, serial)) = self.unheard.pop_front_if(|(at, ..)| *at <= now) {
-            let waits = |peer: &&mut Peer| peer.serial == serial && peer.viewer.is_none();
-            if let Some(peer) = self.peer(index).filter(waits) {
+            if self.peers.viewer(index).is_some() {
+                continue;
+            }
+            if let Some(peer) = self.touch(index).filter(|peer| peer.serial == serial) {
                 let reason = CloseReason::MessageTimeout;
                 let code = reason.code().unwrap_or_default();
                 if peer.is_closing() {
@@ -405,7 +401,6 @@ impl Table {
                     let by = now + self.settings.handshake_timeout;
                     self.unheard.push_back((by, index, serial));
                 }
-                self.touch(index);
             }
         }
         if self.next_sweep.is_some_and(|at| at <= now) {
@@ -419,7 +414,9 @@ impl Table {
         let timeout = self.settings.handshake_timeout;
         let Self { unfinished, peers, heard, .. } = self;
         unfinished.retain(|&index| {
-            let Some(begun) = peers.get(index).and_then(|peer| peer.begun) else { return false };
+            let begun = peers.take_up(index).and_then(|peer| peer.begun);
+            peers.lay_down(index);
+            let Some(begun) = begun else { return false };
             let late = now.saturating_duration_since(begun) >= timeout;
             if late {
                 heard.push_back((index, Heard::Broke(CloseReason::MessageTimeout)));
@@ -432,7 +429,7 @@ impl Table {
     fn ask(&mut self, index: u32, now: Instant) -> bool {
         let Self { proto, peers, heard, settings, drained, handshakes, unfinished, stats, .. } =
             self;
-        let Some(peer) = peers.get_mut(index) else { return false };
+        let Some(peer) = peers.take_up(index) else { return false };
         peer.dirty = false;
         let (handshaking, idle) = (peer.handshaking, peer.begun.is_none());
         let mut context = Context {
@@ -472,10 +469,10 @@ impl Table {
     fn remove_drained(&mut self) {
         let Self { drained, peers, proto, open, handshakes, stats, timers, .. } = self;
         drained.retain(|&index| {
-            let Some(peer) = peers.get(index) else { return false };
-            if peer.viewer.is_some() {
+            if peers.viewer(index).is_some() {
                 return true;
             }
+            let Some(peer) = peers.take_up(index) else { return false };
             if peer.handshaking {
                 *handshakes -= 1;
                 stats.failed += 1;
@@ -500,7 +497,7 @@ impl Carrier for Endpoint {
     fn write_important(&mut self, link: Link, message: &Bytes) -> io::Result<()> {
         self.table.touch(link);
         let Table { peers, settings, .. } = &mut self.table;
-        match peers.get_mut(link) {
+        match peers.take_up(link) {
             Some(peer) => peer.write_important(message, settings),
             None => Err(io::ErrorKind::NotConnected.into()),
         }
@@ -525,15 +522,14 @@ impl Carrier for Endpoint {
 
     fn release(&mut self, link: Link) {
         let now = self.now();
+        self.table.peers.set_viewer(link, None);
         if let Some(peer) = self.table.touch(link) {
             peer.release(now);
         }
     }
 
     fn expect(&self, link: Link) {
-        if let Some(peer) = self.table.peers.get(link) {
-            prefetch(peer);
-        }
+        self.table.peers.prefetch(link);
     }
 
     fn flush(&mut self) {
@@ -544,8 +540,7 @@ impl Carrier for Endpoint {
     fn stats(&self) -> CarrierStats {
         let connections = self.table.open as u64;
         let handshakes = (self.table.handshakes + self.table.knocking.len()) as u64;
-        let peers = self.table.peers.iter();
-        let web = peers.filter(|peer| peer.viewer.is_some() && peer.is_web()).count() as u64;
-        CarrierStats { connections, handshakes, web_viewers: web, ..self.table.stats }
+        let web_viewers = self.table.peers.web_viewers() as u64;
+        CarrierStats { connections, handshakes, web_viewers, ..self.table.stats }
     }
 }

@@ -14,7 +14,6 @@ use quinn_proto::{
 use smallvec::SmallVec;
 
 use super::settings::Settings;
-use crate::shard::connection::ViewerKey;
 use crate::shard::outlet::Datagram;
 use crate::transport::webtransport::{H3_NO_ERROR, Session};
 use crate::wire::close::CloseReason;
@@ -79,8 +78,6 @@ struct Waiting {
 pub struct Peer {
     /// The protocol's state.
     pub connection: Connection,
-    /// Its row, once there is one.
-    pub viewer: Option<ViewerKey>,
     /// Which of the table's successive peers it is.
     pub serial: u32,
     /// Its handshake is not over.
@@ -109,7 +106,6 @@ impl Peer {
     pub fn new(connection: Connection, serial: u32) -> Self {
         Self {
             connection,
-            viewer: None,
             serial,
             handshaking: true,
             dirty: false,
@@ -416,7 +412,6 @@ impl Peer {
 
     /// Its row is free. Ends the connection, if nothing else has.
     pub fn release(&mut self, now: Instant) {
-        self.viewer = None;
         self.waiting = None;
         if self.leaves.is_none() {
             let (code, reason) = self.closing.unwrap_or((1000, ""));

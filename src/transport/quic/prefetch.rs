@@ -12,12 +12,12 @@ const LINE: usize = 64;
 
 /// Asks for the memory of `value`, without waiting for it.
 #[inline]
-pub(super) fn prefetch<T>(value: &T) {
+pub(super) fn prefetch<T: ?Sized>(value: &T) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         let start = std::ptr::from_ref(value).cast::<i8>();
-        for offset in (0..size_of::<T>()).step_by(LINE) {
+        for offset in (0..size_of_val(value)).step_by(LINE) {
             // SAFETY: the address lies within `value`, and a prefetch reads
             // nothing that the program sees.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(start.add(offset)) };

@@ -36,12 +36,12 @@ const CONNECTIONS: usize = 512;
 
 /// Bytes that one of them may hold, its share of the endpoint's tables included.
 /// Where the processor cannot pack (`packed.rs`), 2.6 KB more.
-const MOST: usize = 9_800;
-const MOST_WHOLE: usize = 12_500;
+const MOST: isize = 9_800;
+const MOST_WHOLE: isize = 12_500;
 
 thread_local! {
     static COUNTS: Cell<bool> = const { Cell::new(false) };
-    static HELD: Cell<usize> = const { Cell::new(0) };
+    static HELD: Cell<isize> = const { Cell::new(0) };
 }
 
 /// Counts what a thread holds of what it allocated while it said that it counts.
@@ -51,7 +51,7 @@ struct Counting;
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if COUNTS.get() {
-            HELD.set(HELD.get() + layout.size());
+            HELD.set(HELD.get() + layout.size() as isize);
         }
         // SAFETY: the caller's promise.
         unsafe { System.alloc(layout) }
@@ -59,7 +59,7 @@ unsafe impl GlobalAlloc for Counting {
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         if COUNTS.get() {
-            HELD.set(HELD.get() - layout.size());
+            HELD.set(HELD.get() - layout.size() as isize);
         }
         // SAFETY: the caller's promise.
         unsafe { System.dealloc(memory, layout) };
@@ -346,11 +346,11 @@ fn an_idle_connection_holds_no_more_than_it_did() {
         net.connect();
     }
     assert!(net.connections.iter().all(|connection| !connection.is_handshaking()));
-    let joined = (HELD.get() - before) / CONNECTIONS;
+    let joined = (HELD.get() - before) / CONNECTIONS as isize;
     let message = serving(|| Bytes::from(vec![7; 400]));
     net.talk(&message);
     net.wait(Duration::from_millis(200));
-    let talked = (HELD.get() - before) / CONNECTIONS;
+    let talked = (HELD.get() - before) / CONNECTIONS as isize;
     println!("{joined} bytes after the handshake, {talked} after a message both ways");
     assert_eq!(net.heard, net.connections.len());
     for connection in &net.connections {

@@ -269,7 +269,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_value_is_what_it_was(
-            words in prop::array::uniform32(prop_oneof![Just(0), Just(0), any::<u64>()]),
+            words in prop::array::uniform32(prop_oneof![Just(0_u64), Just(0), any::<u64>()]),
             named in any::<bool>(),
         ) {
             let mut few = Rooms::default();

@@ -132,8 +132,6 @@ impl<T> Drop for Kept<T> {
 }
 
 fn can_pack() -> bool {
-        return false;
-    }
     #[cfg(target_arch = "x86_64")]
     {
         std::arch::is_x86_feature_detected!("avx512f")

@@ -1,9 +1,9 @@
 //! How many connection ids a client is given.
 //!
 //! It says how many it would keep, and `quinn-proto` gives it as many, up to
-//! eight. Each stands in a table of the endpoint, in two of the connection and,
-//! until it is acknowledged, in a list: of four, that is 0.6 KB more per viewer
-//! than of two (measured). So what the client says is lowered on its way in.
+//! eight. Each stands in a table of the endpoint and in two of the connection, and
+//! these double: with more than three, both of the connection's do. So what the
+//! client says is lowered on its way in.
 
 use quinn_proto::VarInt;
 use quinn_proto::coding::Codec as _;

@@ -290,6 +290,9 @@ pub struct Ingress {
     /// Requests in work on one gRPC stream; the next is not read before one of
     /// them is answered. Default 64.
     pub grpc_in_flight: usize = 64,
+    /// Microseconds of reading requests before rooms and viewers get their turn.
+    /// Who sends little to a room goes first. Default 2 ms.
+    pub slice_us: u64 = 2_000,
 }
 }
 

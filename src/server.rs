@@ -39,6 +39,7 @@ use crate::engine::level::LevelKey;
 use crate::ingress::http::router;
 use crate::ingress::intake::{Api, RoomAdvice};
 use crate::ingress::stats::EdgeStats;
+use crate::ingress::turns::Turns;
 use crate::limits::{CallerLimits, ClientTypes};
 use crate::log::Log;
 use crate::shard::held::HoldSettings;
@@ -268,6 +269,7 @@ impl Plan {
             max_history: config.ingress.max_history_events,
             in_flight: config.ingress.grpc_in_flight,
             timeout: Duration::from_millis(config.ingress.request_timeout_ms),
+            turns: Turns::new(Duration::from_micros(config.ingress.slice_us)),
         });
         ShardStart {
             id: ShardId(index),

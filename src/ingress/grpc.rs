@@ -19,6 +19,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -275,7 +276,9 @@ fn begin(api: &Api, grant: &Grant, envelope: Envelope) -> Result<(Vec<String>, P
     }
     let room = room_of(grant, &envelope.room)?;
     // A stream lives for hours: its `traceparent` would make one trace of all.
-    let mut batch = Batch::new(api, grant, room, envelope.events.len()).from(Way::Grpc, None);
+    let begun = (Duration::ZERO, api.clock.now());
+    let batch = Batch::new(api, grant, room, envelope.events.len(), begun);
+    let mut batch = batch.from(Way::Grpc, None);
     let mut ids = Vec::with_capacity(envelope.events.len());
     for bytes in envelope.events {
         let sealed = match Sealed::read(bytes) {
@@ -300,8 +303,6 @@ fn begin(api: &Api, grant: &Grant, envelope: Envelope) -> Result<(Vec<String>, P
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use prost::Message as _;
 
     use super::*;
@@ -313,6 +314,7 @@ mod tests {
     use crate::engine::priority::{AdmissionLevel, Advice};
     use crate::ingress::intake::{RoomAdvice, Verdict};
     use crate::ingress::stats::EdgeStats;
+    use crate::ingress::turns::Turns;
     use crate::limits::CallerLimits;
     use crate::shard::peers::{Inbox, LocalShards, Message, Standing};
     use crate::trace::{Watch, WatchSettings};
@@ -343,6 +345,7 @@ mod tests {
             max_history: 100,
             in_flight: 64,
             timeout: second,
+            turns: Turns::new(second),
         };
         (api, inboxes)
     }

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use axum::http::{HeaderMap, Method, Response, StatusCode};
 use axum::response::IntoResponse as _;
 use axum::routing::get;
 use bytes::BytesMut;
+
 use http_body_util::BodyExt as _;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -27,6 +28,7 @@ use super::answer::{Admission, ApiError, json};
 use super::intake::{
     Api, Batch, Head, Verdict, bearer, may_publish, room_of, too_many_events, wait,
 };
+use super::turns::Turn;
 use crate::auth::Grant;
 use crate::engine::draft::Draft;
 use crate::engine::event::Payload;
@@ -175,14 +177,17 @@ async fn take(api: &Api, room: &str, request: Request) -> Result<Response<Body>,
     require_json(request.headers())?;
     let parent = request.headers().get("traceparent");
     let parent = parent.and_then(|value| Parent::parse(value.to_str().ok()?));
+    let told = request.body().size_hint().lower();
+    let (turn, waited) = turn(api, &grant, &room, told).await?;
     let body = read_body(api, request).await?;
+    let begun = api.clock.now();
     let parsed: PublishBody<'_> = serde_json::from_slice(&body).map_err(|error| {
         ApiError::new(StatusCode::BAD_REQUEST, "malformed_body", error.to_string())
     })?;
     if parsed.events.len() > api.max_events {
         return Err(too_many_events(api));
     }
-    let batch = Batch::new(api, &grant, room, parsed.events.len());
+    let batch = Batch::new(api, &grant, room, parsed.events.len(), (waited, begun));
     let mut batch = batch.from(Way::Http, parent);
     for event in &parsed.events {
         let head = Head { id: &event.id, kind: &event.kind, user: &event.user };
@@ -195,6 +200,7 @@ async fn take(api: &Api, room: &str, request: Request) -> Result<Response<Body>,
         }
     }
     let pending = batch.hand_over();
+    turn.read(body.len(), api.clock.now().since(begun));
     let (verdicts, admission) = pending.verdicts(api).await?;
     let results = parsed.events.iter().zip(verdicts);
     let results = results.map(|(event, verdict)| ResultBody::of(&event.id, verdict)).collect();
@@ -279,6 +285,25 @@ fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
     }
     let reason = "send `Content-Type: application/json`";
     Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", reason))
+}
+
+/// Waits until the request, with a body of `told` bytes at least, is to be read;
+/// and says for how long.
+async fn turn<'a>(
+    api: &'a Api,
+    grant: &Grant,
+    room: &RoomId,
+    told: u64,
+) -> Result<(Turn<'a>, Duration), ApiError> {
+    let asked = api.clock.now();
+    let told = usize::try_from(told).unwrap_or(usize::MAX).min(api.max_body);
+    let Ok(turn) = timeout(api.timeout, api.turns.wait(&grant.user, room, told)).await else {
+        let reason = "more was sent to this room than was read in time; nothing was taken";
+        return Err(ApiError::temporary(StatusCode::SERVICE_UNAVAILABLE, "busy", reason));
+    };
+    let waited = api.clock.now().since(asked);
+    api.stats.request_waited(waited);
+    Ok((turn, waited))
 }
 
 async fn read_body(api: &Api, request: Request) -> Result<Bytes, ApiError> {

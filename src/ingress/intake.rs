@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use super::answer::ApiError;
 use super::stats::EdgeStats;
+use super::turns::Turns;
 use crate::auth::{Authenticator, Grant, Role};
 use crate::clock::Clock;
 use crate::engine::admission::retry_after;
@@ -66,6 +67,8 @@ pub struct Api {
     pub in_flight: usize,
     /// A request must be read and answered within this.
     pub timeout: Duration,
+    /// Whose request is read next.
+    pub turns: Turns,
 }
 
 /// What became of one event.
@@ -261,10 +264,17 @@ pub struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    /// A request of `count` events. They are counted against the limits of the
-    /// caller here and now.
+    /// A request of `count` events that waited so long for its
+    /// [turn](super::turns), and whose reading began at `begun`. They are counted
+    /// against the limits of the caller here and now.
     #[must_use]
-    pub fn new(api: &'a Api, grant: &Grant, room: RoomId, count: usize) -> Self {
+    pub fn new(
+        api: &'a Api,
+        grant: &Grant,
+        room: RoomId,
+        count: usize,
+        (waited, begun): (Duration, Time),
+    ) -> Self {
         let now = api.clock.now();
         let events = u32::try_from(count).unwrap_or(u32::MAX);
         let limited = api.limits.take(Some(&grant.user), grant.client_type(), events, now).err();
@@ -272,9 +282,9 @@ impl<'a> Batch<'a> {
             gate: Gate::of(api, &room, now),
             api,
             room,
-            begun: now,
+            begun,
             // It lay in its socket for as long as a task waits at present.
-            now: now - api.stats.lag(),
+            now: now - api.stats.lag() - waited,
             limited,
             marker: None,
             mark: None,

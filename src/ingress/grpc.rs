@@ -1,6 +1,6 @@
 //! gRPC: `tidegate.v1.Publisher/Publish`, one stream of requests and one of
 //! answers. `proto/tidegate/v1/publisher.proto` is the interface, docs/grpc.md
-//! tells how it behaves.
+//! tells how it behaves. Beside it `grpc.health.v1.Health` (`health`).
 //!
 //! A stream is a state machine that the response body drives: it takes a message
 //! only while fewer than `ingress.grpc_in_flight` wait for their room, and it is
@@ -12,6 +12,8 @@
 //! a message is handed over whole before the next is taken.
 
 mod codec;
+mod deadline;
+mod health;
 mod message;
 
 use std::collections::HashSet;
@@ -30,7 +32,8 @@ use tonic::codec::Streaming;
 use tonic::server::{Grpc, StreamingService};
 use tonic::{Code, Status};
 
-use self::codec::PublishCodec;
+use self::codec::Answering;
+use self::deadline::{Deadline, Restart};
 use self::message::{Envelope, Sealed, answer, refusal};
 use super::answer::ApiError;
 use super::intake::{Api, Batch, Head, Pending, bearer, may_publish, room_of, too_many_events};
@@ -59,8 +62,13 @@ pub async fn serve(
     request: Request<Body>,
     place: impl Send + 'static,
 ) -> Result<Response<Body>, ApiError> {
-    if request.uri().path() != PUBLISH {
-        let reason = "the only method is tidegate.v1.Publisher/Publish";
+    let path = request.uri().path();
+    if health::is_asked(path) {
+        let state = health::State { ready: api.ready.clone(), leaving };
+        return Ok(health::serve(state, request, place).await);
+    }
+    if path != PUBLISH {
+        let reason = "there is tidegate.v1.Publisher/Publish, and grpc.health.v1.Health";
         return Err(ApiError::new(StatusCode::NOT_FOUND, "unknown_method", reason));
     }
     let grant = bearer(&api, request.headers())?;
@@ -70,8 +78,12 @@ pub async fn serve(
     }
     let open = Open::new(&api, place);
     let max_message = api.max_body;
-    let call = Call(Some(Begun { api, grant, leaving, open }));
-    let mut grpc = Grpc::new(PublishCodec).max_decoding_message_size(max_message);
+    let (head, body) = request.into_parts();
+    let (body, restart) = Deadline::new(body, api.timeout);
+    let request = Request::from_parts(head, body);
+    let call = Call(Some(Begun { api, grant, leaving, restart, open }));
+    let codec = Answering::<v1::PublishResponse>::default();
+    let mut grpc = Grpc::new(codec).max_decoding_message_size(max_message);
     Ok(grpc.streaming(call, request).await.map(Body::new))
 }
 
@@ -122,6 +134,7 @@ struct Begun {
     api: Arc<Api>,
     grant: Grant,
     leaving: watch::Receiver<bool>,
+    restart: Restart,
     open: Open,
 }
 
@@ -142,6 +155,7 @@ impl StreamingService<Bytes> for Call {
                     api: begun.api,
                     grant: begun.grant,
                     leaving: begun.leaving,
+                    restart: begun.restart,
                     messages: request.into_inner(),
                     work: FuturesUnordered::new(),
                     numbers: HashSet::new(),
@@ -176,6 +190,7 @@ struct Talk {
     api: Arc<Api>,
     grant: Grant,
     leaving: watch::Receiver<bool>,
+    restart: Restart,
     messages: Streaming<Bytes>,
     /// Requests whose events are with their rooms.
     work: FuturesUnordered<Answer>,
@@ -187,6 +202,8 @@ struct Talk {
 
 impl Talk {
     async fn next(&mut self) -> Option<Result<v1::PublishResponse, Status>> {
+        // Nothing was read while the last answer was not taken.
+        self.restart.resumed();
         loop {
             let reads = self.end.is_none() && self.work.len() < self.api.in_flight;
             tokio::select! {
@@ -224,7 +241,12 @@ impl Talk {
         let bytes = match message {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return self.end = Some(End::Done),
-            Err(status) => return self.end = Some(End::Broken(readable(status))),
+            Err(status) => {
+                if status.code() == Code::DeadlineExceeded {
+                    self.count("message_timeout");
+                }
+                return self.end = Some(End::Broken(readable(status)));
+            }
         };
         if self.grant.expired(self.api.clock.now()) {
             let status = Status::unauthenticated("token_expired: the token has expired");
@@ -343,6 +365,7 @@ mod tests {
             max_history: 100,
             in_flight: 64,
             timeout: second,
+            ready: watch::channel(true).1,
         };
         (api, inboxes)
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, StatusCode};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use super::answer::ApiError;
@@ -66,6 +66,8 @@ pub struct Api {
     pub in_flight: usize,
     /// A request must be read and answered within this.
     pub timeout: Duration,
+    /// Whether the server is ready for traffic, as `/readyz` says.
+    pub ready: watch::Receiver<bool>,
 }
 
 /// What became of one event.

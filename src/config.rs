@@ -279,7 +279,8 @@ pub struct Ingress {
     /// Events waiting for their room, per home shard; beyond it the least
     /// important are refused. Up to the size of an event each. Default 65536.
     pub mailbox_events: usize = 65_536,
-    /// Milliseconds until a request without an answer is given up. Default 10 s.
+    /// Milliseconds until a request without an answer is given up, and a body, or a
+    /// message on a gRPC stream, that was begun and has not come whole. Default 10 s.
     pub request_timeout_ms: u64 = 10_000,
     /// Events in one answer about the past. Default 1000.
     pub max_history_events: usize = 1_000,

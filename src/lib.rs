@@ -31,6 +31,7 @@ pub mod telemetry;
 pub mod tls;
 pub mod trace;
 pub mod transport;
+pub mod trust;
 pub mod viewer;
 pub mod wire;
 pub mod worker;

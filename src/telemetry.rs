@@ -7,11 +7,13 @@
 
 mod delivery;
 mod overload;
+mod overview;
 mod quic;
 mod slow;
 mod tls;
 mod trace;
 
+pub use overview::overview;
 pub use trace::TraceScrape;
 
 use std::fmt::Write as _;

@@ -1,7 +1,11 @@
 //! gRPC end to end, on the real binary: with a client as upstream services use
 //! it, and with bare HTTP/2 where rules are to be broken.
 
+#[path = "grpc/health.rs"]
+mod health;
 mod harness;
+#[path = "grpc/unfinished.rs"]
+mod unfinished;
 
 use std::time::Duration;
 

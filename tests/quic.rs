@@ -10,55 +10,13 @@ use harness::{PATIENCE, Server};
 use prost::Message as _;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream, TransportConfig, VarInt};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, Error, SignatureScheme};
 use serde_json::{Value, json};
+use tidegate::trust::Trust;
 use tidegate::wire::proto::v1;
 use tidegate::wire::proto::v1::client_message::Message as Out;
 use tidegate::wire::proto::v1::server_message::Message as In;
 use tidegate::wire::stream;
 use tokio::time::timeout;
-
-/// Whoever the server is: it is the one that this test has started.
-#[derive(Debug)]
-struct Anybody;
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        default_provider().signature_verification_algorithms.supported_schemes()
-    }
-}
 
 struct Viewer {
     connection: Connection,
@@ -88,13 +46,8 @@ fn messages(decoder: &mut stream::Decoder, bytes: &[u8]) -> Vec<In> {
 impl Viewer {
     /// In room `r`, with so many bytes of credit for each stream.
     async fn join(server: &Server, window: u32) -> Self {
-        let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("TLS 1.3")
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anybody))
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![b"tidegate/1".to_vec()];
+        // Whoever the server is: it is the one that this test has started.
+        let tls = Trust::Anything.client(&[b"tidegate/1"]).expect("TLS");
         let crypto = QuicClientConfig::try_from(tls).expect("a cipher");
         let mut config = ClientConfig::new(Arc::new(crypto));
         let mut transport = TransportConfig::default();

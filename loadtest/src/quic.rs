@@ -10,13 +10,15 @@
 //!
 //! The mapping of the viewer protocol is in docs/protocol.md: messages with a
 //! varint length on the control stream (ours, the first) and on the server's
-//! stream of important events, bare messages in datagrams.
+//! stream of important events, bare messages in datagrams. [`web`] is what
+//! WebTransport puts before these.
 
 pub(crate) mod clients;
 pub(crate) mod config;
 pub(crate) mod driver;
 pub(crate) mod inbox;
 pub(crate) mod sockets;
+mod web;
 #[cfg(test)]
 mod tests;
 

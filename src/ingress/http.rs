@@ -26,9 +26,8 @@ use tokio::time::timeout;
 use super::advice;
 use super::answer::{Admission, ApiError, json};
 use super::intake::{
-    Api, Batch, Head, Verdict, bearer, may_publish, room_of, too_many_events, wait,
+    Api, Batch, Head, Verdict, bearer, may_publish, room_of, too_many_events, turn, wait,
 };
-use super::turns::Turn;
 use crate::auth::Grant;
 use crate::engine::draft::Draft;
 use crate::engine::event::Payload;
@@ -177,7 +176,7 @@ async fn take(api: &Api, room: &str, request: Request) -> Result<Response<Body>,
     require_json(request.headers())?;
     let parent = request.headers().get("traceparent");
     let parent = parent.and_then(|value| Parent::parse(value.to_str().ok()?));
-    let told = request.body().size_hint().lower();
+    let told = usize::try_from(request.body().size_hint().lower()).unwrap_or(usize::MAX);
     let (turn, waited) = turn(api, &grant, &room, told).await?;
     let body = read_body(api, request).await?;
     let begun = api.clock.now();
@@ -285,25 +284,6 @@ fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
     }
     let reason = "send `Content-Type: application/json`";
     Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", reason))
-}
-
-/// Waits until the request, with a body of `told` bytes at least, is to be read;
-/// and says for how long.
-async fn turn<'a>(
-    api: &'a Api,
-    grant: &Grant,
-    room: &RoomId,
-    told: u64,
-) -> Result<(Turn<'a>, Duration), ApiError> {
-    let asked = api.clock.now();
-    let told = usize::try_from(told).unwrap_or(usize::MAX).min(api.max_body);
-    let Ok(turn) = timeout(api.timeout, api.turns.wait(&grant.user, room, told)).await else {
-        let reason = "more was sent to this room than was read in time; nothing was taken";
-        return Err(ApiError::temporary(StatusCode::SERVICE_UNAVAILABLE, "busy", reason));
-    };
-    let waited = api.clock.now().since(asked);
-    api.stats.request_waited(waited);
-    Ok((turn, waited))
 }
 
 async fn read_body(api: &Api, request: Request) -> Result<Bytes, ApiError> {

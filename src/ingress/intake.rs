@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, StatusCode};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use super::answer::ApiError;
 use super::stats::EdgeStats;
-use super::turns::Turns;
+use super::turns::{Turn, Turns};
 use crate::auth::{Authenticator, Grant, Role};
 use crate::clock::Clock;
 use crate::engine::admission::retry_after;
@@ -69,6 +69,8 @@ pub struct Api {
     pub timeout: Duration,
     /// Whose request is read next.
     pub turns: Turns,
+    /// Whether the server is ready for traffic, as `/readyz` says.
+    pub ready: watch::Receiver<bool>,
 }
 
 /// What became of one event.
@@ -167,6 +169,27 @@ pub fn room_of(grant: &Grant, name: &str) -> Result<RoomId, ApiError> {
 pub fn too_many_events(api: &Api) -> ApiError {
     let reason = format!("at most {} events in one request", api.max_events);
     ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "too_many_events", reason)
+}
+
+/// Waits until a request of `bytes` or more is to be read, and says for how long.
+///
+/// # Errors
+/// It would have to wait longer than a request may take.
+pub async fn turn<'a>(
+    api: &'a Api,
+    grant: &Grant,
+    room: &RoomId,
+    bytes: usize,
+) -> Result<(Turn<'a>, Duration), ApiError> {
+    let asked = api.clock.now();
+    let wait = api.turns.wait(&grant.user, room, bytes.min(api.max_body));
+    let Ok(turn) = timeout(api.timeout, wait).await else {
+        let reason = "more was sent to this room than was read in time; nothing was taken";
+        return Err(ApiError::temporary(StatusCode::SERVICE_UNAVAILABLE, "busy", reason));
+    };
+    let waited = api.clock.now().since(asked);
+    api.stats.request_waited(waited);
+    Ok((turn, waited))
 }
 
 /// What can be read of an event before its content is decoded.

@@ -52,8 +52,16 @@ pub const REFUSALS: [&str; 11] = [
 ];
 
 /// What requests of gRPC streams were answered with, as metrics name it.
-pub const GRPC_RESULTS: [&str; 6] =
-    ["answered", "bad_room", "forbidden_room", "too_many_events", "request_timeout", "draining"];
+pub const GRPC_RESULTS: [&str; 8] = [
+    "answered",
+    "bad_room",
+    "forbidden_room",
+    "too_many_events",
+    "request_timeout",
+    "message_timeout",
+    "busy",
+    "draining",
+];
 
 /// See the module's documentation.
 #[derive(Debug, Default)]

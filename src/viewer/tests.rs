@@ -572,8 +572,8 @@ async fn over_tls_the_certificate_counts() {
         let why = soon(async {
             tokio::select! { _ = joining => panic!(), s = failing => s.unwrap().clone() }
         });
-        let Status::Waiting { why, .. } = why.await else { unreachable!() };
-        assert!(why.contains("TLS"), "{why}");
+        let Status::Waiting { why, untrusted, .. } = why.await else { unreachable!() };
+        assert!(why.contains("TLS") && untrusted, "{why}");
         drop(stranger);
         let viewer = Viewer::connect(options(trust)).unwrap();
         let refused = soon(viewer.join("r", "t")).await.unwrap_err();

@@ -297,67 +297,26 @@ mod tests {
     use prost::Message as _;
     use serde_json::Value;
 
+    use super::super::testing::{self, COMPRESSION, event, total};
     use super::proto::v1;
     use super::*;
-    use crate::engine::event::{Event, Numbered, Payload, Total};
-    use crate::engine::ids::{Epoch, ImportantNo, Tier};
-    use crate::engine::kind::{Ack, Kind, Lane, Merge};
-
-    const COMPRESSION: Compression = Compression { min_bytes: usize::MAX, level: 1 };
-
-    fn kind(lane: Lane) -> Arc<Kind> {
-        Arc::new(Kind {
-            name: lane.name().into(),
-            lane,
-            merge: Merge::Append,
-            tier: Tier(0),
-            ttl: None,
-            max_payload_bytes: 100,
-            viewer_publish: false,
-            idle_reset: None,
-            ack: Ack::Logged,
-        })
-    }
-
-    fn event(lane: Lane, seq: Option<u64>) -> Arc<Numbered> {
-        let event = Event {
-            id: lane.name().into(),
-            kind: kind(lane),
-            user: "u".into(),
-            payload: Payload { bytes: Bytes::from_static(b"1"), json: true },
-            key: None,
-            amount: None,
-            ttl: None,
-            received: Time::default(),
-            mark: None,
-        };
-        let important = (lane == Lane::Important).then_some(ImportantNo(1));
-        Arc::new(Numbered { event, seq: seq.map(Seq), important })
-    }
+    use crate::engine::ids::{Epoch, ImportantNo};
+    use crate::engine::kind::Lane;
 
     /// An event and a total of every lane, numbers 4 and 5; without numbers, what
     /// has none.
     fn frame(numbered: bool) -> SharedFrame {
-        let mut events = vec![event(Lane::Sampled, None)];
+        let mut events = vec![event(Lane::Sampled, "s", 0, 0)];
         if numbered {
-            events.push(event(Lane::Ordered, Some(4)));
-            events.push(event(Lane::Important, Some(5)));
+            events.push(event(Lane::Ordered, "o", 4, 0));
+            events.push(event(Lane::Important, "i", 5, 1));
         }
-        let total = |kind| Total { kind, user: None, key: "".into(), sum: 9, delta: 2 };
         let frame = Frame {
-            room: RoomId::new("r").expect("a valid name"),
-            epoch: Epoch(1),
-            first_seq: Seq(4),
-            last_seq: Seq(if numbered { 5 } else { 3 }),
-            important: ImportantNo(1),
-            time: Time::default(),
-            oldest: Time::default(),
-            events,
-            totals: Lane::ALL.map(kind).map(total).to_vec(),
-            dropped: vec![DroppedKind { kind: kind(Lane::Ordered), count: 1 }],
+            totals: Lane::ALL.map(total).to_vec(),
+            dropped: vec![testing::dropped(Lane::Ordered)],
             online: Some(7),
-            ack: None,
             represents: 9,
+            ..testing::frame(events, 4, if numbered { 5 } else { 3 })
         };
         SharedFrame::new(frame, COMPRESSION)
     }
@@ -394,8 +353,6 @@ mod tests {
 
     #[test]
     fn a_slow_viewer_is_told_the_same_in_every_format() {
-        let total =
-            Total { kind: kind(Lane::Sampled), user: None, key: "k".into(), sum: 9, delta: 2 };
         let snapshot = Snapshot {
             room: RoomId::new("r").expect("a valid name"),
             epoch: Epoch(1),
@@ -403,8 +360,8 @@ mod tests {
             important: ImportantNo(1),
             online: 0,
             users: crate::engine::visitors::Users::default(),
-            state: vec![event(Lane::Important, Some(5))],
-            totals: vec![total],
+            state: vec![event(Lane::Important, "i", 5, 1)],
+            totals: vec![total(Lane::Sampled)],
         };
         let shared = SharedSnapshot::new(snapshot, Recovery::default(), COMPRESSION);
         let joined = json(shared.joined(Format::Json));

@@ -16,7 +16,7 @@ pub(super) fn status(status: &Status) -> Option<String> {
         Status::Connected { transport, address } => {
             json!({"connected": {"transport": transport.to_string(), "address": address}})
         }
-        Status::Waiting { why, again_in } => {
+        Status::Waiting { why, again_in, .. } => {
             json!({"disconnected": {"why": why, "again_in_ms": again_in.as_millis() as u64}})
         }
         Status::Idle | Status::Connecting => return None,

@@ -18,9 +18,9 @@ pub(crate) mod config;
 pub(crate) mod driver;
 pub(crate) mod inbox;
 pub(crate) mod sockets;
-mod web;
 #[cfg(test)]
 mod tests;
+mod web;
 
 /// Which way a message came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -195,6 +195,7 @@ impl Replay<'_> {
             secret: server.secret.clone(),
             user: "viewer-".into(),
             nice: 0,
+            first: false,
             patient: false,
         }
     }

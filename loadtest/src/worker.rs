@@ -190,6 +190,9 @@ impl Worker {
     }
 
     fn prepare(&mut self, plan: Box<Plan>) -> Result<()> {
+        if plan.first {
+            sys::run_first();
+        }
         if plan.nice != 0 {
             rustix::process::nice(plan.nice).context("nice")?;
         }

@@ -556,7 +556,7 @@ async fn a_token_can_be_replaced_and_what_cannot_work_does_not_start() {
     let refused = outcomes(publish_many(&publisher, "r", "chat", 1..2)).await;
     assert!(matches!(&refused[0], Outcome::Rejected(r) if r.code == "token_expired"));
     assert_eq!(fake.seen(|seen| seen.events.len()), 2, "asking again would not mend it");
-    for url in ["", "localhost:7400", "https://host", "ws://host", "http://", "http://a b"] {
+    for url in ["", "localhost:7400", "https://", "ws://host", "http://", "http://a b"] {
         let started = Publisher::start(PublisherSettings::new(url, "token"));
         assert!(matches!(started, Err(StartError::Url(_))), "{url:?}");
     }

@@ -19,7 +19,7 @@ use std::time::Duration;
 use axum::body::{Body, HttpBody};
 use bytes::{Buf as _, Bytes};
 use hyper::body::Frame;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
 /// Bytes before each message: a flag and the length (gRPC over HTTP/2,
@@ -75,9 +75,8 @@ impl HttpBody for Deadline {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let resumed = self.restart.swap(false, Ordering::Relaxed);
-        let patience = self.patience;
-        if let Some(timer) = self.timer.as_mut().filter(|_| resumed) {
-            timer.as_mut().reset(Instant::now() + patience);
+        if resumed && self.timer.is_some() {
+            self.timer = Some(Box::pin(sleep(self.patience)));
         }
         // What has come counts, even if it was late to be looked at.
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {

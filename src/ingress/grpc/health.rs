@@ -38,14 +38,14 @@ struct Question {
 /// `HealthCheckResponse`.
 #[derive(Clone, Copy, PartialEq, Message)]
 struct Health {
-    #[prost(enumeration = "Serving", tag = "1")]
+    #[prost(enumeration = "ServingStatus", tag = "1")]
     status: i32,
 }
 
 /// `HealthCheckResponse.ServingStatus`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
-enum Serving {
+enum ServingStatus {
     Unknown = 0,
     Serving = 1,
     NotServing = 2,
@@ -62,10 +62,10 @@ pub(super) struct State {
 }
 
 impl State {
-    fn now(&self) -> Serving {
+    fn now(&self) -> ServingStatus {
         match *self.ready.borrow() && !*self.leaving.borrow() {
-            true => Serving::Serving,
-            false => Serving::NotServing,
+            true => ServingStatus::Serving,
+            false => ServingStatus::NotServing,
         }
     }
 }
@@ -101,7 +101,7 @@ fn known(request: tonic::Request<Bytes>) -> Result<bool, Status> {
     Ok(question.service.is_empty() || question.service == PUBLISHER)
 }
 
-fn health(serving: Serving) -> Health {
+fn health(serving: ServingStatus) -> Health {
     Health { status: serving.into() }
 }
 
@@ -149,14 +149,14 @@ impl ServerStreamingService<Bytes> for Watch {
 /// One who watches, and what it was told last.
 struct Told {
     state: State,
-    last: Option<Serving>,
+    last: Option<ServingStatus>,
     _place: Option<Box<dyn Send>>,
 }
 
 impl Told {
-    async fn next(&mut self, known: bool) -> Option<Serving> {
+    async fn next(&mut self, known: bool) -> Option<ServingStatus> {
         loop {
-            let now = if known { self.state.now() } else { Serving::ServiceUnknown };
+            let now = if known { self.state.now() } else { ServingStatus::ServiceUnknown };
             if self.last != Some(now) {
                 self.last = Some(now);
                 return Some(now);
@@ -188,23 +188,23 @@ mod tests {
     fn each_change_is_told_once_and_a_drain_is_the_last() {
         let (ready, leaving, mut told) = told();
         let mut next = || told.next(true).now_or_never();
-        assert_eq!(next(), Some(Some(Serving::NotServing)), "at once");
+        assert_eq!(next(), Some(Some(ServingStatus::NotServing)), "at once");
         assert_eq!(next(), None);
         ready.send_replace(true);
-        assert_eq!((next(), next()), (Some(Some(Serving::Serving)), None));
+        assert_eq!((next(), next()), (Some(Some(ServingStatus::Serving)), None));
         // There and back again while nobody looked.
         ready.send_replace(false);
         ready.send_replace(true);
         assert_eq!(next(), None);
         leaving.send_replace(true);
-        assert_eq!((next(), next()), (Some(Some(Serving::NotServing)), Some(None)));
+        assert_eq!((next(), next()), (Some(Some(ServingStatus::NotServing)), Some(None)));
     }
 
     #[test]
     fn who_watches_what_is_not_there_is_told_so_and_may_wait() {
         let (ready, leaving, mut told) = told();
         let mut next = || told.next(false).now_or_never();
-        assert_eq!((next(), next()), (Some(Some(Serving::ServiceUnknown)), None));
+        assert_eq!((next(), next()), (Some(Some(ServingStatus::ServiceUnknown)), None));
         ready.send_replace(true);
         assert_eq!(next(), None);
         leaving.send_replace(true);

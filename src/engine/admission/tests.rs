@@ -393,6 +393,43 @@ fn a_refused_request_is_not_judged_anew_when_it_is_sent_again_at_once() {
 }
 
 #[test]
+fn work_that_has_begun_is_seen_through_within_its_tier() {
+    let mut bench = Bench::new(15);
+    bench.run(5, 5.0);
+    let (start, mut shed) = (bench.now, Vec::new());
+    let admission = &mut bench.admission;
+    while admission.take(start, &mut shed).is_some() {}
+    let tier = admission.level().business();
+    let entry = |tier, level, now| Entry {
+        item: false,
+        priority: Priority::new(Tier(tier), level, 9),
+        room: 7,
+        cost: SERVICE,
+        arrived: now,
+        deadline: None,
+    };
+    // Behind the level, but there is nothing else to do.
+    for begun in [tier, 7] {
+        admission.offer(entry(begun, 127, start), start, &mut shed);
+        assert!(admission.take(start, &mut shed).is_some());
+        assert!(admission.take(start, &mut shed).is_none());
+    }
+    let mut refused = |tier, level, now, admission: &mut Admission<bool>| {
+        shed.clear();
+        admission.offer(entry(tier, level, now), now, &mut shed);
+        shed.iter().any(|(_, why)| *why == Shed::Level)
+    };
+    let soon = start + Duration::from_millis(30);
+    assert!(!refused(0, 0, soon, admission), "something waits from here on");
+    assert!(refused(tier, 126, soon, admission), "has not begun");
+    assert!(!refused(tier, 127, soon, admission), "has");
+    assert!(refused(7, 127, soon, admission), "begun, but the whole tier lies behind the level");
+    let next = admission.take(soon, &mut Vec::new()).expect("two wait");
+    assert_eq!(next.priority.tier(), Tier(0), "what matters more goes first");
+    assert!(refused(tier, 127, start + SERVED, admission), "that is too long ago");
+}
+
+#[test]
 fn the_ledger_balances() {
     let mut bench = Bench::new(12);
     bench.run(10, 3.0);

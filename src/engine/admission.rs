@@ -54,7 +54,7 @@ pub struct AdmissionSettings {
     /// Work that may wait while there is no overload: a queue that is empty
     /// again soon does no harm, and chance alone fills a server at 90 % of its
     /// capacity beyond [`queue`](Self::queue) every few seconds. In the simulation
-    /// 110 ms refused some of that load, 140 ms none; more only delays the onset.
+    /// 100 ms refused some of that load, 120 ms none; more only delays the onset.
     pub burst: Duration,
     /// Entries that may wait in any case: the bound on memory.
     pub max_entries: usize,
@@ -89,7 +89,7 @@ impl Default for AdmissionSettings {
     fn default() -> Self {
         Self {
             queue: Duration::from_millis(40),
-            burst: Duration::from_millis(140),
+            burst: Duration::from_millis(120),
             max_entries: 65_536,
             window: Duration::from_secs(1),
             window_requests: 2_000,
@@ -172,7 +172,6 @@ impl<T> Admission<T> {
         self.controller.arrived(place, entry.cost, before, self.pressure());
         self.fairness.arrived(entry.room, entry.cost);
         let begun = self.served.holds(entry.priority, now);
-        let place = if begun { Priority::at(place.tier(), 0.0) } else { place };
         let again = !begun && self.refused.holds(entry.priority, now);
         if !self.admits(place, entry.room, again) {
             if !self.settings.dry_run {
@@ -185,6 +184,7 @@ impl<T> Admission<T> {
         if self.queue.len() == 0 {
             self.stalled = Some(now);
         }
+        let place = if begun { Priority::at(place.tier(), 0.0) } else { place };
         self.queue.push(place, entry, now);
         if self.queue.len() > 1 {
             self.controller.waits();
@@ -249,14 +249,8 @@ impl<T> Admission<T> {
             let full = FULL * bound.as_micros() as f64;
             waited > bound / 2 && self.backlog_micros() <= full
         };
-        let safe = |place| self.controller.safe().admits(place);
-        let oldest_is_safe = self.queue.oldest_place().is_some_and(safe);
-        let ahead = |best| self.protects(best) || safe(best) && !oldest_is_safe;
-        if late && !self.queue.best().is_some_and(ahead) {
-            self.queue.pop_oldest()
-        } else {
-            self.queue.pop_best()
-        }
+        let protected = self.queue.best().is_some_and(|place| self.protects(place));
+        if late && !protected { self.queue.pop_oldest() } else { self.queue.pop_best() }
     }
 
     /// How long an entry may have waited under a level. While the level is new, what is

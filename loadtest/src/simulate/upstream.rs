@@ -12,10 +12,6 @@ use tidegate::engine::priority::{AdmissionLevel, Priority};
 use super::controller::{Kind, engine_time};
 use super::scenario::{Balance, SERVERS, Scenario};
 
-/// Calls that the server which served the last part of a task may have on their way
-/// beyond another's and still be sent the next: it knows what it has let in.
-const FAITHFUL: u32 = 1;
-
 /// How a machine decides what to send.
 #[derive(Debug)]
 enum Manners {
@@ -172,10 +168,10 @@ impl Upstream {
     ) -> Option<usize> {
         let (mut best, mut equals) = (None, 0_u32);
         for server in (0..SERVERS).filter(|&server| may(self, server)) {
-            // Twice the calls and one, so that it is before those that it equals.
-            let credit = if last == Some(server) { 2 * FAITHFUL + 1 } else { 0 };
+            // Twice the calls, so that the last is before those that it equals.
+            let credit = i64::from(last == Some(server));
             let weight = match self.balance {
-                Balance::Least => i64::from(2 * self.outstanding[server]) - i64::from(credit),
+                Balance::Least => i64::from(2 * self.outstanding[server]) - credit,
                 Balance::Random => 0,
             };
             match best {

@@ -58,6 +58,9 @@ const KEEP_SURGE: f64 = 0.3;
 /// their number that are chance.
 const SURGE_SAMPLES: u64 = 10;
 const SURGE_CHANCE: f64 = 2.0;
+/// Multiples of the capacity that come at an onset worth waiting through. A slow rise
+/// fills the queue at less: all who wait would wait long, and lose nothing elsewhere.
+const STORM: f64 = 1.5;
 /// Evicted work, as a share of admitted work, that no choice from a margin explains: what
 /// comes is not what the level was read from.
 const SWEPT: f64 = 0.3;
@@ -71,6 +74,13 @@ struct Surge {
     work: f64,
     requests: u64,
     since: Time,
+}
+
+impl Surge {
+    /// As a multiple of the capacity.
+    fn rate(&self, now: Time) -> f64 {
+        self.work / (now.since(self.since).as_micros() as f64).max(1.0)
+    }
 }
 
 /// What happened in one window. Work in estimated microseconds.
@@ -313,12 +323,14 @@ impl Controller {
             && (age >= SPARE_CHECK || age >= SHORTEST && window.rested >= SPARE_REST)
             && window.rested >= SPARE * age.as_micros() as f64;
         let first = self.capacity.is_new();
-        let news = self.overfull || self.changed && !self.level.is_open();
+        let changed = self.changed && !self.level.is_open();
+        let storm = self.overfull && self.surge.rate(now) >= STORM;
         let swept = onset && window.evicted >= SWEPT * window.admitted;
-        if age >= SHORTEST && (news || swept) {
+        if age >= SHORTEST && (changed || storm || swept) {
             self.unsettled = Some(now);
         }
-        if full || age >= SHORTEST && (news || onset || first) || spare {
+        let news = changed || self.overfull || onset || first;
+        if full || age >= SHORTEST && news || spare {
             self.close(settings, queue_work, stalled, now);
             return true;
         }
@@ -409,9 +421,8 @@ impl Controller {
     /// tells how much comes now, and the histogram of the seconds before, how it is
     /// spread over tiers and users. Returns whether that is news.
     fn follow_surge(&mut self, elapsed: f64, now: Time) -> bool {
-        let Surge { work, requests, since } = self.surge;
-        let rate = work / (now.since(since).as_micros() as f64).max(1.0);
-        let times = rate / self.demand.rate(elapsed).max(f64::MIN_POSITIVE);
+        let requests = self.surge.requests;
+        let times = self.surge.rate(now) / self.demand.rate(elapsed).max(f64::MIN_POSITIVE);
         let news =
             requests >= SURGE_SAMPLES && times > 1.0 + SURGE_CHANCE / (requests as f64).sqrt();
         if news {

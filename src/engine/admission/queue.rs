@@ -125,11 +125,6 @@ impl<T> WorkQueue<T> {
         Some(self.nodes.get(self.oldest as usize)?.since)
     }
 
-    /// Where the oldest of all stands.
-    pub(super) fn oldest_place(&self) -> Option<Priority> {
-        Some(Priority::of_cell(self.nodes.get(self.oldest as usize)?.cell as usize))
-    }
-
     /// The oldest of all, which is the oldest of its cell as well.
     pub(super) fn pop_oldest(&mut self) -> Option<Waiting<T>> {
         let cell = self.nodes.get(self.oldest as usize)?.cell as usize;

@@ -12,9 +12,12 @@
 //! and the next call of the same work must not suffer for it.
 //!
 //! **Served.** Work of several calls is worth nothing when it fails half way. All of its
-//! calls have the same position, so the next of them can be recognised, and stands at
+//! calls have the same position, so the next of them can be recognised, and waits at
 //! the front of its tier: behind every tier that matters more, before everything that
 //! has not begun. No caller has to say, and none can pretend, that its work has begun.
+//! The level decides on it as on any other: past the level, users who ask again and again
+//! had 1.14 times the success of the others in the simulation instead of 1.10, since one
+//! call let in by luck was then all it took.
 
 use std::time::Duration;
 

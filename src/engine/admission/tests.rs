@@ -393,40 +393,29 @@ fn a_refused_request_is_not_judged_anew_when_it_is_sent_again_at_once() {
 }
 
 #[test]
-fn work_that_has_begun_is_seen_through_within_its_tier() {
-    let mut bench = Bench::new(15);
-    bench.run(5, 5.0);
-    let (start, mut shed) = (bench.now, Vec::new());
-    let admission = &mut bench.admission;
-    while admission.take(start, &mut shed).is_some() {}
-    let tier = admission.level().business();
-    let entry = |tier, level, now| Entry {
-        item: false,
+fn work_that_has_begun_goes_first_in_its_tier_and_not_before_another() {
+    let mut admission: Admission<u32> = Admission::new(AdmissionSettings::default(), START);
+    let mut shed = Vec::new();
+    let entry = |item, tier, level, now| Entry {
+        item,
         priority: Priority::new(Tier(tier), level, 9),
         room: 7,
         cost: SERVICE,
         arrived: now,
         deadline: None,
     };
-    // Behind the level, but there is nothing else to do.
-    for begun in [tier, 7] {
-        admission.offer(entry(begun, 127, start), start, &mut shed);
-        assert!(admission.take(start, &mut shed).is_some());
-        assert!(admission.take(start, &mut shed).is_none());
-    }
-    let mut refused = |tier, level, now, admission: &mut Admission<bool>| {
-        shed.clear();
-        admission.offer(entry(tier, level, now), now, &mut shed);
-        shed.iter().any(|(_, why)| *why == Shed::Level)
+    admission.offer(entry(1, 3, 127, START), START, &mut shed);
+    assert!(admission.take(START, &mut shed).is_some());
+    let mut order = |now| {
+        for (item, tier, level) in [(1, 3, 127), (2, 3, 50), (3, 2, 90), (4, 4, 0)] {
+            admission.offer(entry(item, tier, level, now), now, &mut shed);
+        }
+        let taken = std::iter::from_fn(|| admission.take(now, &mut shed));
+        taken.map(|entry| entry.item).collect::<Vec<_>>()
     };
-    let soon = start + Duration::from_millis(30);
-    assert!(!refused(0, 0, soon, admission), "something waits from here on");
-    assert!(refused(tier, 126, soon, admission), "has not begun");
-    assert!(!refused(tier, 127, soon, admission), "has");
-    assert!(refused(7, 127, soon, admission), "begun, but the whole tier lies behind the level");
-    let next = admission.take(soon, &mut Vec::new()).expect("two wait");
-    assert_eq!(next.priority.tier(), Tier(0), "what matters more goes first");
-    assert!(refused(tier, 127, start + SERVED, admission), "that is too long ago");
+    assert_eq!(order(START + SERVED / 2), [3, 1, 2, 4]);
+    assert_eq!(order(START + SERVED * 2), [3, 2, 1, 4], "that is too long ago");
+    assert!(shed.is_empty());
 }
 
 #[test]

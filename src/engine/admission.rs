@@ -54,7 +54,7 @@ pub struct AdmissionSettings {
     /// Work that may wait while there is no overload: a queue that is empty
     /// again soon does no harm, and chance alone fills a server at 90 % of its
     /// capacity beyond [`queue`](Self::queue) every few seconds. In the simulation
-    /// 100 ms refused some of that load, 120 ms none; more only delays the onset.
+    /// 120 ms refuses none of that load in the median seed; more only delays the onset.
     pub burst: Duration,
     /// Entries that may wait in any case: the bound on memory.
     pub max_entries: usize,

@@ -308,8 +308,8 @@ pub struct AdmissionConfig {
     /// overload; beyond it the least important gives way. Default 40.
     pub queue_ms: u64 = 40,
     /// Milliseconds of work that may wait while there is no overload, for chance
-    /// alone fills a busy server beyond `queue_ms` now and then. Default 140.
-    pub burst_ms: u64 = 140,
+    /// alone fills a busy server beyond `queue_ms` now and then. Default 120.
+    pub burst_ms: u64 = 120,
     /// Milliseconds of mean queueing time, from the socket to the room, that count
     /// as overload. Default 20, as in the DAGOR paper.
     pub threshold_ms: u64 = 20,

@@ -250,3 +250,18 @@ pub enum GapReason {
     /// The server did not say; no server of ours does that.
     Unannounced,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_without_numbers_say_nothing_of_what_is_sent_again() {
+        let of = |last_seq, withheld| {
+            Withheld::of(&v1::Frame { first_seq: 5, last_seq, withheld, ..v1::Frame::default() })
+        };
+        assert_eq!((of(4, 0), of(5, 0)), (None, Some(Withheld::Nothing)));
+        assert_eq!((of(4, 2), of(5, 1)), (Some(Withheld::Totals), Some(Withheld::Sampled)));
+        assert_eq!(of(5, 9), Some(Withheld::Ordered), "all that is known here");
+    }
+}

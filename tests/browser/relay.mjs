@@ -37,9 +37,11 @@ export class Relay {
       this.sockets.add(one);
       if (one === near || !this.holding) one.pipe(other);
       one.on("error", () => other.destroy());
-      one.on("close", () => {
+      one.on("close", (failed) => {
         this.sockets.delete(one);
-        other.destroy();
+        // What is on its way still arrives.
+        if (failed) other.destroy();
+        else other.destroySoon();
       });
     }
   }

@@ -197,6 +197,8 @@ const pill = {
 };
 
 function showState(state, reason, inMs) {
+  // Who reads nothing does not read the welcome either.
+  if (state !== "open") pace.set(Infinity);
   const again = meter.seq !== null;
   if (state === "waiting") pill.show("reconnecting", reason, performance.now() + inMs);
   else if (state === "stopped") pill.show("stopped", reason);
@@ -786,6 +788,7 @@ function showStream(event) {
 
 function showJoined(state) {
   pill.show("live", "");
+  if (paced) pace.set(Number($("pace").value));
   if (state.rebased) showRebased(state);
   else ladder.reset();
   if (state.rebased) meter.stand();
@@ -966,8 +969,8 @@ $("crowd").addEventListener("click", () => {
 });
 
 $("pace").addEventListener("change", () => {
-  pace.set(Number($("pace").value));
-  if (paced) return;
+  if (paced) return pace.set(Number($("pace").value));
+  // Another connection, which can be read slowly from its `joined` on.
   paced = true;
   choice.value = "websocket";
   enter(["websocket"]);

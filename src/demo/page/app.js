@@ -99,8 +99,8 @@ let identity = null;
 let client = null;
 let room = null;
 let turn = 0;
-/** The server's last message but pings. */
-let last = "";
+/** Numbers were told as lost, and none has come since. */
+let behind = false;
 /** Reads at `pace`; only over WebSocket. */
 let paced = false;
 
@@ -146,7 +146,8 @@ async function enter(transports) {
     meter.bytes += size;
     inspector.add(message.name, message.body, size, Date.now());
     meter.changed();
-    if (message.name !== "ping") queueMicrotask(() => (last = message.name));
+    if (message.name === "gap") behind = true;
+    if (message.name === "frame" && message.body.first_seq <= message.body.last_seq) behind = false;
   });
   client.on("close", ({ code, reason }) => {
     if (code === SLOW) ladder.told("closed", `told: ${code} ${reason}, come back`);
@@ -821,9 +822,9 @@ function showWithheld(withheld) {
   chat.add([chat.note(words[withheld], withheld !== "nothing")]);
 }
 
-/** Skipped ahead, where numbers were told as lost just before; otherwise values given anew. */
+/** Skipped ahead, where numbers were lost right before; otherwise values given anew. */
 function showRebased({ seq }) {
-  if (last !== "gap") return chat.add([chat.note("What this viewer did not get was given anew.")]);
+  if (!behind) return chat.add([chat.note("What this viewer did not get was given anew.")]);
   ladder.at("rebase");
   ladder.told("rebase", `told: the room as of seq ${integer.format(seq)}`);
   chat.add([chat.note("This viewer was too far behind and skipped ahead: this is the room as it is now.", true)]);

@@ -31,17 +31,17 @@ export class Relay {
 
   connect(near) {
     const far = connect(this.target, "127.0.0.1");
-    this.lines.set(near, far);
+    this.lines.set(near, { far, pass: (data) => near.write(data) });
     near.on("close", () => this.lines.delete(near));
+    far.on("end", () => near.end());
     for (const [one, other] of [[near, far], [far, near]]) {
       this.sockets.add(one);
       if (one === near || !this.holding) one.pipe(other);
-      one.on("error", () => other.destroy());
-      one.on("close", (failed) => {
+      // What is on its way still arrives.
+      one.on("error", () => other.destroySoon());
+      one.on("close", () => {
         this.sockets.delete(one);
-        // What is on its way still arrives.
-        if (failed) other.destroy();
-        else other.destroySoon();
+        other.destroySoon();
       });
     }
   }
@@ -52,16 +52,17 @@ export class Relay {
    */
   hold() {
     this.holding = true;
-    for (const [near, far] of this.lines) {
+    for (const [near, { far, pass }] of this.lines) {
       far.unpipe(near);
+      far.off("data", pass);
       far.pause();
     }
   }
 
-  /** It takes everything again. */
+  /** It takes everything again, at once, however fast the browser reads. */
   release() {
     this.holding = false;
-    for (const [near, far] of this.lines) far.pipe(near);
+    for (const { far, pass } of this.lines.values()) far.on("data", pass).resume();
   }
 
   /** Each address of the browser has one towards the server. */

@@ -70,7 +70,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-pub use happening::{End, Event, Gap, GapReason, Happening, Snapshot, Total, Why};
+pub use happening::{End, Event, Gap, GapReason, Happening, Snapshot, Total, Why, Withheld};
 pub use outcome::{Failure, JoinError, NewEvent, PublishError, Published, StartError};
 pub use stats::ViewerStats;
 pub use token::Token;

@@ -107,17 +107,17 @@ impl SharedFrame {
             let frame = match cut {
                 Cut::Full => &self.frame,
                 _ => {
-                    let Some(cut) = thinned(&self.frame, cut) else { return Bytes::new() };
-                    thin = cut;
+                    let Some(left) = thinned(&self.frame, cut) else { return Bytes::new() };
+                    thin = left;
                     &thin
                 }
             };
             let payload = if format.is_json() {
                 let mut out = Vec::with_capacity(256 + 128 * frame.events.len());
-                json::frame(&mut out, frame);
+                json::frame(&mut out, frame, cut);
                 out
             } else {
-                proto::frame(frame)
+                proto::frame(frame, cut)
             };
             encode(format, self.compression, &payload)
         })
@@ -336,12 +336,13 @@ mod tests {
         let left = |cut| {
             let value = json(shared.bytes(Format::Json, cut));
             let list = |field: &str| value["frame"][field].as_array().expect("a list").len();
-            (list("events"), list("totals"), value["frame"]["online"].is_u64())
+            let withheld = value["frame"]["withheld"].as_u64();
+            (list("events"), list("totals"), value["frame"]["online"].is_u64(), withheld)
         };
-        assert_eq!(left(Cut::Full), (3, 3, true));
-        assert_eq!(left(Cut::NoSampled), (2, 3, true));
-        assert_eq!(left(Cut::TotalsOnly), (2, 0, false));
-        assert_eq!(left(Cut::ImportantOnly), (1, 0, false));
+        assert_eq!(left(Cut::Full), (3, 3, true, None));
+        assert_eq!(left(Cut::NoSampled), (2, 3, true, Some(1)));
+        assert_eq!(left(Cut::TotalsOnly), (2, 0, false, Some(2)));
+        assert_eq!(left(Cut::ImportantOnly), (1, 0, false, Some(3)));
     }
 
     #[test]
@@ -392,5 +393,10 @@ mod tests {
         let totals = shared.totals(Format::Proto, Time::default());
         let Out::Frame(totals) = decode(totals) else { panic!() };
         assert_eq!((totals.first_seq, totals.last_seq, totals.totals[0].sum), (6, 5, 9));
+        let frame = frame(true);
+        for (cut, withheld) in [(Cut::Full, 0), (Cut::ImportantOnly, 3)] {
+            let Out::Frame(left) = decode(frame.bytes(Format::Proto, cut)) else { panic!() };
+            assert_eq!(left.withheld, withheld);
+        }
     }
 }

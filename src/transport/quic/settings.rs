@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use quinn_proto::{IdleTimeout, TransportConfig, VarInt};
 
+use crate::transport::quic::peer::copies;
 use crate::transport::webtransport::Rules;
 
 /// Streams that a client may have open towards us: of WebTransport, the request
@@ -34,6 +35,8 @@ pub struct Settings {
     pub datagram_bytes: usize,
     /// Bytes of important events that may wait beyond the window.
     pub important_bytes: usize,
+    /// When important events are sent twice.
+    pub copies: copies::Rules,
     /// Handshakes in progress above which addresses must prove themselves first
     /// (Retry, RFC 9000, section 8.1.2).
     pub retry_above: usize,

@@ -1,6 +1,8 @@
 //! One connection: its streams, what they bring, and what is written to them.
 
 pub mod copies;
+#[cfg(test)]
+mod tests;
 mod web;
 
 use std::collections::VecDeque;

@@ -7,6 +7,19 @@ use serde::{Deserialize, Serialize};
 use super::section;
 use super::validate::Check;
 
+/// What is taken for a sign that a viewer's path is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Congestion {
+    /// A loss while packets queue on the way, or very many losses; see
+    /// [`congestion`](crate::transport::quic::congestion).
+    Discerning,
+    /// Every loss (RFC 9438).
+    Cubic,
+    /// Growing round trips, and no loss: BBR, which `quinn-proto` calls experimental.
+    Bbr,
+}
+
 section! {
 /// `[quic]`: viewers over QUIC and WebTransport, on the UDP port of
 /// `server.listen`; see docs/transports.md. What `[websocket]` says of messages,
@@ -41,6 +54,10 @@ pub struct Quic {
     /// their own stream; a viewer that takes less is closed, to come back.
     /// Default 256 KiB.
     pub important_bytes: usize = 262_144,
+    /// What is taken for a sign that a viewer's path is full: `"discerning"`, a loss
+    /// while packets queue on the way, or very many; `"cubic"`, every loss; `"bbr"`,
+    /// growing round trips only. See docs/transports.md. Default `"discerning"`.
+    pub congestion: Congestion = Congestion::Discerning,
     /// Bytes per second and viewer of copies of important events, which go to
     /// viewers whose path loses packets; see docs/transports.md. Default 16 KiB; 0:
     /// no copies.

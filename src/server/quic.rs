@@ -72,6 +72,7 @@ impl Shared {
             receive_window: quic.receive_window_bytes,
             datagram_bytes: quic.datagram_bytes,
             important_bytes: quic.important_bytes,
+            congestion: quic.congestion,
             copies: copies::Rules {
                 after: Duration::from_millis(quic.copy_after_ms),
                 min_rtt: Duration::from_millis(quic.copy_min_rtt_ms),

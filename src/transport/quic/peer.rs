@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use quinn_proto::{
-    Connection, ConnectionError, Dir, Event, SendDatagramError, StreamEvent, StreamId, VarInt,
-    WriteError,
+    Connection, ConnectionError, ConnectionStats, Dir, Event, SendDatagramError, StreamEvent,
+    StreamId, VarInt, WriteError,
 };
 use smallvec::SmallVec;
 
@@ -159,7 +159,7 @@ impl Peer {
         let of_protocol = self.connection.poll_timeout();
         let of_copies = match &mut self.copies {
             Some(copies) if !copies.is_idle() => {
-                let probes = self.connection.stats().frame_tx.ping;
+                let probes = probes(&self.connection.stats());
                 copies.review(probes, self.connection.rtt(), now);
                 copies.next_due()
             }
@@ -362,7 +362,7 @@ impl Peer {
         }
         let told = self.connection.stats();
         let (sent, lost) = (told.path.sent_packets, told.path.lost_packets);
-        let counts = Counts { sent, lost, probes: told.frame_tx.ping };
+        let counts = Counts { sent, lost, probes: probes(&told) };
         let suspicious = self.copies.is_some() || copies::suspicious(counts, self.known_losses);
         if !suspicious {
             return;
@@ -510,6 +510,12 @@ impl Peer {
             self.end(code, reason, now);
         }
     }
+}
+
+/// Probes that were sent for want of an acknowledgement: nothing else sends these
+/// frames.
+fn probes(stats: &ConnectionStats) -> u64 {
+    stats.frame_tx.ping + stats.frame_tx.immediate_ack
 }
 
 /// What a datagram of a message holds; `None`: the viewer takes none.

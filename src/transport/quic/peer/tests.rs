@@ -14,6 +14,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
 
 use super::*;
+use crate::config::Congestion;
 use crate::engine::time::Time;
 use crate::tls::{Identity, provider};
 use crate::transport::quic::{ALPN, crypto};
@@ -69,6 +70,7 @@ fn settings(rules: copies::Rules) -> Settings {
         receive_window: 32 << 10,
         datagram_bytes: 4_096,
         important_bytes: 256 << 10,
+        congestion: Congestion::Discerning,
         copies: rules,
         retry_above: 100,
         max_handshakes: 100,

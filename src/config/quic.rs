@@ -11,8 +11,7 @@ use super::validate::Check;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Congestion {
-    /// A loss while packets queue on the way, or very many losses; see
-    /// [`congestion`](crate::transport::quic::congestion).
+    /// A loss while packets queue on the way, or very many losses.
     Discerning,
     /// Every loss (RFC 9438).
     Cubic,

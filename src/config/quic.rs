@@ -15,8 +15,6 @@ pub enum Congestion {
     Discerning,
     /// Every loss (RFC 9438).
     Cubic,
-    /// Growing round trips, and no loss: BBR, which `quinn-proto` calls experimental.
-    Bbr,
 }
 
 section! {
@@ -54,8 +52,8 @@ pub struct Quic {
     /// Default 256 KiB.
     pub important_bytes: usize = 262_144,
     /// What is taken for a sign that a viewer's path is full: `"discerning"`, a loss
-    /// while packets queue on the way, or very many; `"cubic"`, every loss; `"bbr"`,
-    /// growing round trips only. See docs/transports.md. Default `"discerning"`.
+    /// while packets queue on the way, or very many; `"cubic"`, every loss. See
+    /// docs/transports.md. Default `"discerning"`.
     pub congestion: Congestion = Congestion::Discerning,
     /// Bytes per second and viewer of copies of important events, which go to
     /// viewers whose path loses packets; see docs/transports.md. Default 16 KiB; 0:

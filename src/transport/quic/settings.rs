@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn_proto::congestion::{BbrConfig, CubicConfig};
+use quinn_proto::congestion::CubicConfig;
 use quinn_proto::{IdleTimeout, TransportConfig, VarInt};
 
 use super::congestion;
@@ -86,9 +86,6 @@ impl Settings {
             }
             Congestion::Cubic => {
                 config.congestion_controller_factory(Arc::new(CubicConfig::default()));
-            }
-            Congestion::Bbr => {
-                config.congestion_controller_factory(Arc::new(BbrConfig::default()));
             }
         }
         Arc::new(config)

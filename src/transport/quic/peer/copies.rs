@@ -1,13 +1,13 @@
 //! Copies of important events, for a viewer whose path loses packets.
 //!
 //! A lost packet costs what was in it a retransmission, and the last packet of all
-//! most: nothing behind it tells of the loss, so the sender waits for its probe
-//! timeout (RFC 9002, section 6.2). `quinn-proto` answers that with a probe without
-//! data, hears of the loss by its acknowledgement, and only then sends again: with
-//! 200 ms there and back an event comes 550 ms late (measured). So on a path that
-//! loses, an important event goes out a second time in a datagram (RFC 9221), a
-//! moment later and so in another packet: what comes first counts, and viewers know
-//! the rest by its number. Should both be lost, a probe timeout brings another copy.
+//! most: nothing behind it tells of the loss before the next event is acknowledged, or
+//! a probe timeout (RFC 9002, section 6.2), which `quinn-proto` answers with a probe
+//! that holds no stream data. With 200 ms there and back an event came after 550 ms
+//! either way (measured). So on a path that loses, an important event goes out a second
+//! time in a datagram (RFC 9221), a moment later and so in another packet: what comes
+//! first counts, and viewers know the rest by its number. Should both be lost, a probe
+//! timeout brings another copy.
 //!
 //! Whether a path loses is told by a cumulative sum (Page, 1954): a lost packet adds
 //! [`Rules::one_in`], a packet sent takes one off, and above zero it loses. The sum

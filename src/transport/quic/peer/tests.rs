@@ -323,7 +323,10 @@ fn a_copy_comes_a_moment_after_the_event_would_have() {
     assert_eq!((copies, came.len()), (vec![120], 1));
     assert!(came[0] > 300, "{came:?}");
     assert_eq!(line.fate(2, &[]), (vec![120], vec![100]));
-    assert_eq!(line.fate(3, &[false, true]), (vec![], vec![100]));
+    // Which of the two was lost, nobody can tell: a probe timeout brings another.
+    let (copies, came) = line.fate(3, &[false, true]);
+    assert_eq!((copies.len(), came), (1, vec![100]));
+    assert!(copies[0] > 300, "{copies:?}");
 }
 
 #[test]

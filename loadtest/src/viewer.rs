@@ -52,7 +52,7 @@ pub(crate) struct Viewer {
     /// Counter of the next event; before it is live, when the connection began.
     pub(crate) next: u64,
     /// Copies that came before what they wait for: intended send times by counter.
-    pub(crate) ahead: Option<Box<BTreeMap<u64, u64>>>,
+    pub(crate) ahead: BTreeMap<u64, u64>,
     /// Running digest of its frames.
     pub(crate) digest: u64,
     /// Frames in the digest; event 0 opens it, event 1 closes it.
@@ -78,7 +78,7 @@ impl Viewer {
             check,
             partial: Vec::new(),
             next: 0,
-            ahead: None,
+            ahead: BTreeMap::new(),
             digest: 0,
             digest_frames: 0,
             digesting: false,

@@ -268,7 +268,7 @@ impl Book {
             at += found + MARKER.len();
             let Some([_, n, intended]) = numbers(&message[at..]) else { continue };
             if n > viewer.next {
-                viewer.ahead.get_or_insert_default().insert(n, intended);
+                viewer.ahead.insert(n, intended);
             } else {
                 self.event(viewer, n, now.saturating_sub(intended), now);
             }
@@ -277,15 +277,10 @@ impl Book {
 
     /// Delivers what waited for what has come.
     fn release(&mut self, viewer: &mut Viewer, now: u64) {
-        while let Some(ahead) = &mut viewer.ahead {
+        while !viewer.ahead.is_empty() {
             let next = viewer.next;
-            ahead.retain(|n, _| *n >= next);
-            let Some(intended) = ahead.remove(&next) else {
-                if ahead.is_empty() {
-                    viewer.ahead = None;
-                }
-                return;
-            };
+            viewer.ahead.retain(|n, _| *n >= next);
+            let Some(intended) = viewer.ahead.remove(&next) else { return };
             self.event(viewer, next, now.saturating_sub(intended), now);
         }
     }
@@ -444,7 +439,7 @@ mod tests {
         assert_eq!(take(Lane::Important, 0, 500), (3, 0, 0));
         assert_eq!(take(Lane::Important, 1, 600), (3, 1, 0));
         assert_eq!(take(Lane::Datagram, 3, 700), (4, 1, 0));
-        assert!(viewer.ahead.is_none());
+        assert!(viewer.ahead.is_empty());
         let latency = book.groups[0].latency.iter_recorded();
         let latencies: Vec<u64> = latency.map(|value| value.value_iterated_to()).collect();
         assert_eq!(latencies, [300, 400, 500], "two of 400");

@@ -223,7 +223,8 @@ impl Publisher {
         let handle = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
         let url: Uri = settings.url.parse().map_err(|_| StartError::Url(settings.url.clone()))?;
         if !matches!(url.scheme_str(), Some("http" | "https"))
-            || url.host().is_none_or(str::is_empty) {
+            || url.host().is_none_or(str::is_empty)
+        {
             return Err(StartError::Url(settings.url));
         }
         let authorization = Authorization::new(bearer(&settings.token)?);

@@ -45,7 +45,7 @@ pub use error::{ConfigError, ConfigErrors};
 pub use keys::{KeyMaterial, load as load_keys};
 pub use kinds::{AckName, KindConfig, LaneName, MergeKeyName, MergeName};
 pub use load::{ConfigOrigin, Loaded};
-pub use quic::Quic;
+pub use quic::{Congestion, Quic};
 pub use tls::{Plaintext, Tls};
 pub use trace::Trace;
 

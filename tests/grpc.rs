@@ -1,9 +1,9 @@
 //! gRPC end to end, on the real binary: with a client as upstream services use
 //! it, and with bare HTTP/2 where rules are to be broken.
 
+mod harness;
 #[path = "grpc/health.rs"]
 mod health;
-mod harness;
 #[path = "grpc/unfinished.rs"]
 mod unfinished;
 

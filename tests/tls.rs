@@ -16,7 +16,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use harness::{PATIENCE, Server, exchange};
 use kit::{
-    ANY, Certificates, TlsSocket, connect, over, presented, sha256, shown, trusting, upgrade, viewer,
+    ANY, Certificates, TlsSocket, connect, over, presented, sha256, shown, trusting, upgrade,
+    viewer,
 };
 use prost::Message as _;
 use rustix::process::Signal;

@@ -9,9 +9,11 @@
 //!
 //! [`socket`] reads and sends datagrams, [`steer`] keeps a connection on its
 //! shard whatever its address, [`crypto`], [`session`] and [`settings`]
-//! configure it, [`peer`] is one connection, [`endpoint`] all of a shard, [`timers`] their
-//! deadlines, [`prefetch`] is for the caches, [`driver`] is what the worker calls.
+//! configure it, [`congestion`] says how fast it may send, [`peer`] is one connection,
+//! [`endpoint`] all of a shard, [`timers`] their deadlines, [`prefetch`] is for the
+//! caches, [`driver`] is what the worker calls.
 
+pub mod congestion;
 pub mod crypto;
 pub mod driver;
 pub mod endpoint;

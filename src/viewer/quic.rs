@@ -330,7 +330,11 @@ fn closed(error: &ConnectionError) -> Closed {
             let code = u16::try_from(close.error_code.into_inner()).ok();
             let reason = String::from_utf8_lossy(&close.reason);
             let number = code.map_or("?".to_owned(), |code| code.to_string());
-            Closed { code, why: format!("closed by the server: {number} {reason}"), untrusted: false }
+            Closed {
+                code,
+                why: format!("closed by the server: {number} {reason}"),
+                untrusted: false,
+            }
         }
         error => {
             let untrusted = is_distrust(error);

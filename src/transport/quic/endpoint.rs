@@ -17,7 +17,7 @@ use quinn_proto::{
     Transmit,
 };
 
-use super::peer::{Context, Heard, Peer, Prefixed};
+use super::peer::{Context, CopyWork, Heard, Peer, Prefixed};
 use super::prefetch::prefetch;
 use super::settings::Settings;
 use super::socket::{DatagramSocket, Origin};
@@ -259,7 +259,7 @@ impl Endpoint {
                 break;
             }
         }
-        table.timers.set(index, peer.deadline());
+        table.timers.set(index, peer.deadline(now));
     }
 
     /// Has the socket send what it gathered. Returns whether all of it is out.
@@ -389,8 +389,11 @@ impl Table {
         let mut due = std::mem::take(&mut self.due);
         self.timers.expire(now, |index| due.push(index));
         for index in due.drain(..) {
-            if let Some(peer) = self.touch(index) {
-                peer.expire(now);
+            self.touch(index);
+            let Self { peers, settings, prefixed, stats, .. } = self;
+            if let Some(Some(peer)) = peers.get_mut(index as usize) {
+                let rules = &settings.copies;
+                peer.expire(now, &mut CopyWork { rules, prefixed, stats: &mut stats.copies });
             }
         }
         self.due = due;
@@ -505,11 +508,13 @@ impl Carrier for Endpoint {
 
     fn write_important(&mut self, link: Link, message: &Bytes) -> io::Result<()> {
         self.table.touch(link);
-        let Table { peers, settings, .. } = &mut self.table;
-        match peers.get_mut(link as usize) {
-            Some(Some(peer)) => peer.write_important(message, settings),
-            _ => Err(io::ErrorKind::NotConnected.into()),
-        }
+        let Self { table: Table { peers, settings, stats, .. }, clock, .. } = self;
+        let Some(Some(peer)) = peers.get_mut(link as usize) else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        peer.write_important(message, settings)?;
+        peer.copy(message, settings, || clock.instant(clock.now()), &mut stats.copies);
+        Ok(())
     }
 
     fn datagram(&mut self, link: Link, message: &Bytes) -> Datagram {

@@ -307,7 +307,7 @@ fn plan(options: &FanoutOptions, transport: Transport, server: &Server, rooms: &
         secret: server.secret.clone(),
         user: "viewer-".into(),
         nice: 0,
-        first: false,
+        priority: 0,
         patient: false,
     }
 }

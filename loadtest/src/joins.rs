@@ -268,7 +268,7 @@ fn calm_plan(options: &JoinsOptions, server: &Server, rooms: &[String]) -> Plan 
         secret: server.secret.clone(),
         user: "calm-".into(),
         nice: 0,
-        first: false,
+        priority: 0,
         patient: false,
     }
 }

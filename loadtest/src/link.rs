@@ -200,7 +200,7 @@ impl Phase<'_> {
             secret: self.server.secret.clone(),
             user: format!("{}-", self.transport.name()),
             nice: 0,
-            first: false,
+            priority: 0,
             patient: false,
         }
     }

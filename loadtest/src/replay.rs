@@ -195,7 +195,7 @@ impl Replay<'_> {
             secret: server.secret.clone(),
             user: "viewer-".into(),
             nice: 0,
-            first: false,
+            priority: 0,
             patient: false,
         }
     }

@@ -227,7 +227,7 @@ fn plan(options: &SpoofOptions, server: &Server, rooms: &[String]) -> Plan {
         secret: server.secret.clone(),
         user: "calm-".into(),
         nice: 0,
-        first: false,
+        priority: 0,
         patient: false,
     }
 }

@@ -190,8 +190,8 @@ impl Worker {
     }
 
     fn prepare(&mut self, plan: Box<Plan>) -> Result<()> {
-        if plan.first {
-            sys::run_first();
+        if plan.priority > 0 {
+            sys::run_first(plan.priority);
         }
         if plan.nice != 0 {
             rustix::process::nice(plan.nice).context("nice")?;

@@ -2,8 +2,7 @@
 //!
 //! A runtime gives every connection that has something the same turn, so a
 //! caller with 500 connections had 500 turns before another had its first, and
-//! each took the time of reading a batch: rooms beside a flooded one heard
-//! everything 50 ms late (measured). Here a shard reads for
+//! each took the time of reading a batch. Here a shard reads for
 //! `ingress.slice_us` at a time, and who goes first is decided by
 //! [`engine::turns`](crate::engine::turns). A flow is what one application sends
 //! to one room: neither an application that serves all rooms, nor a room that

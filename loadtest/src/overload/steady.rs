@@ -19,6 +19,9 @@ use crate::sys;
 use crate::token::Signer;
 use crate::viewer::marked_payload;
 
+/// Real-time priority of the senders, as of the small rooms' viewers.
+pub(super) const FIRST: u8 = 2;
+
 const PAUSED: u8 = 0;
 const RUNNING: u8 = 1;
 const ENDED: u8 = 2;
@@ -80,7 +83,7 @@ impl Steady {
         hot_rate: f64,
         small_rate: f64,
     ) -> Result<Steady> {
-        let first = std::thread::spawn(sys::run_first).join().unwrap_or(false);
+        let first = std::thread::spawn(|| sys::run_first(FIRST)).join().unwrap_or(false);
         let mut steady = Steady { rooms: Vec::new(), threads: Vec::new(), first };
         let run = sys::mono_us();
         for (index, room) in rooms.iter().enumerate() {
@@ -151,7 +154,7 @@ struct Sender {
 
 impl Sender {
     fn run(mut self) {
-        sys::run_first();
+        sys::run_first(FIRST);
         let mut number = 0_u64;
         let mut next = None;
         loop {

@@ -66,6 +66,12 @@ pub(crate) fn run_first(priority: u8) -> bool {
     unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) == 0 }
 }
 
+/// Has this thread, and those it starts, give way to others: a third of their weight.
+pub(crate) fn run_later() {
+    // Whoever may not lower a priority has one to spare no more.
+    let _ = rustix::process::nice(5);
+}
+
 /// How many processors this process might use when it was first asked, which is
 /// before it pinned itself.
 pub(crate) fn processors() -> usize {

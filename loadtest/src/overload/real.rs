@@ -167,9 +167,8 @@ struct Bench<'a> {
     server: &'a Server,
     rooms: Vec<String>,
     hot: Fleet,
-    /// A process of its own, which runs before the hot room's viewers: what small
-    /// rooms receive must not wait for them to read. Both run before the publishers
-    /// of the load, so that latencies are the server's.
+    /// A process of its own, before all others on its processor: what small rooms
+    /// receive must not wait for it to read what the hot room sends.
     small: Fleet,
     storm: Option<Fleet>,
     steady: Steady,
@@ -216,7 +215,8 @@ impl<'a> Bench<'a> {
         let share = |room, count| Share { room, group: 0, count, slow: false };
         let plan = viewers(server, &rooms, vec![share(0, options.viewers)]);
         let shares = (1..=options.small_rooms).map(|room| share(room, options.small_viewers));
-        let small = Plan { shares: shares.collect(), priority: super::steady::FIRST, ..plan.clone() };
+        let small =
+            Plan { shares: shares.collect(), priority: super::steady::FIRST, ..plan.clone() };
         let workers = fleet::workers_for(options.viewers, options.viewers, 0, client_cpus.len());
         let mut hot = Fleet::start(&plan, workers, deadline)?;
         let mut small = Fleet::start(&small, 1, deadline)?;
@@ -544,7 +544,7 @@ fn viewers(server: &Server, rooms: &[String], shares: Vec<Share>) -> Plan {
         secret: server.secret.clone(),
         user: "viewer-".into(),
         nice: 0,
-        priority: 1,
+        priority: 0,
         patient: false,
     }
 }
@@ -556,7 +556,6 @@ fn stormers(options: &Options, viewers: &Plan) -> Plan {
         connect_rate: options.storm,
         in_progress: options.storm,
         user: "storm-".into(),
-        priority: 0,
         patient: true,
         ..viewers.clone()
     }

@@ -99,7 +99,8 @@ pub(super) fn rooms(accounts: &[Account], stats: &[Stats; 2], options: &Options)
 pub(super) struct Calm {
     pub(super) rooms: Rooms,
     pub(super) rss_kib: u64,
-    /// Steady publishers and viewers ran before the publishers of the load.
+    /// Steady publishers and small rooms' viewers ran before all others on their
+    /// processors.
     pub(super) first: bool,
 }
 
@@ -431,13 +432,13 @@ pub(super) fn output(
     };
     let section = steady(Section::new("unloaded"), "hot room", &calm.rooms.hot);
     let waiting = if calm.first {
-        "run before the publishers of the load"
+        "run before all others on their processor"
     } else {
         "wait for their processor (no right to real-time priority): latencies contain it"
     };
     let lost = format!("hot {}, small {}", calm.rooms.hot.lost(), calm.rooms.small.lost());
     let section = steady(section, "small rooms", &calm.rooms.small).line("lost", lost);
-    output.print(section.line("steady senders", format!("and viewers {waiting}")));
+    output.print(section.line("steady senders", format!("and small rooms' viewers {waiting}")));
     let mut section = Section::new("capacity: closed loops, more and more of them");
     let steps = capacity.steps.iter().map(|step| (step, ""));
     for (step, held) in steps.chain(capacity.held.iter().map(|step| (step, ", held"))) {

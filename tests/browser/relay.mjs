@@ -37,11 +37,13 @@ export class Relay {
     for (const [one, other] of [[near, far], [far, near]]) {
       this.sockets.add(one);
       if (one === near || !this.holding) one.pipe(other);
-      // What is on its way still arrives.
       one.on("error", () => other.destroySoon());
       one.on("close", () => {
         this.sockets.delete(one);
-        other.destroySoon();
+        // What is on its way still arrives: closing now, with something unread, would
+        // make the kernel send a reset, which destroys it.
+        other.end();
+        other.resume();
       });
     }
   }

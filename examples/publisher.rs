@@ -61,14 +61,15 @@ async fn publish(arguments: Arguments) -> anyhow::Result<()> {
 
 fn show(stats: &PublisherStats) {
     println!(
-        "{} taken: {} accepted, {} rejected {:?}, {} shed here, {} expired, {} failed, {} held; \
-         {} requests, {} probes, {} retries, {} refused by a full queue",
+        "{} taken: {} accepted, {} rejected {:?}, {} shed here, {} expired, {} displaced, {} failed, \
+         {} held; {} requests, {} probes, {} retries, {} refused by a full queue",
         stats.taken,
         stats.accepted,
         stats.rejections(),
         stats.rejected,
         stats.shed_locally,
         stats.expired,
+        stats.displaced,
         stats.failed,
         stats.held(),
         stats.requests,

@@ -1,4 +1,4 @@
-//! The operators' port: metrics, health and readiness.
+//! The operators' port: a page for people, metrics, health and readiness.
 //!
 //! `/healthz` says the process lives. `/readyz` says every shard answers and
 //! the server is not leaving, and important events can be logged: a shard that
@@ -15,12 +15,12 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::header::{CONTENT_TYPE, HeaderValue};
+use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use axum::http::{Response, StatusCode};
 use axum::routing::{get, post};
 use futures_util::future::join_all;
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::{Mutex, oneshot, watch};
 use tokio::time::timeout;
 use tracing::warn;
 
@@ -33,13 +33,18 @@ use crate::ingress::stats::EdgeStats;
 use crate::log::{Log, LogState};
 use crate::shard::peers::{LocalShards, Message, Path as _};
 use crate::shard::stats::ShardStats;
-use crate::telemetry::{CONTENT_TYPE as METRICS_TYPE, Process, Scrape, TraceScrape, render};
+use crate::telemetry::{
+    CONTENT_TYPE as METRICS_TYPE, Process, Scrape, TraceScrape, overview, render,
+};
 use crate::tls::Identity;
 use crate::trace::Watch;
 use crate::trace::otlp::ExportStats;
 
 /// A shard that takes longer than this is not ready.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// How old what gRPC's health service says may be, when all shards answer.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Clock ticks in a second, as /proc counts CPU time: fixed on Linux.
 const TICKS: f64 = 100.0;
@@ -130,6 +135,68 @@ impl Observer {
         }
         (last.clone(), all)
     }
+
+    async fn readiness(&self) -> Readiness {
+        let silent = self.collect().await.into_iter().enumerate();
+        let failing = self.log.as_ref().and_then(|log| match log.state() {
+            LogState::Writable => None,
+            LogState::Failing { why, .. } => Some(why.code()),
+        });
+        Readiness {
+            leaving: self.leaving.load(Ordering::Relaxed),
+            silent: silent.filter(|(_, stats)| stats.is_none()).map(|(index, _)| index).collect(),
+            failing,
+        }
+    }
+
+    /// What `render` makes of everything there is to see.
+    async fn scrape(&self, render: fn(&Scrape<'_>) -> String) -> String {
+        let (shards, all) = self.counts().await;
+        let leaving = self.leaving.load(Ordering::Relaxed);
+        let edges: Vec<&EdgeStats> = self.edges.iter().map(AsRef::as_ref).collect();
+        let queued: Vec<usize> = (0..shards.len()).map(|i| self.shards.queued(i)).collect();
+        let tracing = &self.tracing;
+        render(&Scrape {
+            shards: &shards,
+            edges: &edges,
+            queued: &queued,
+            ready: !leaving && all,
+            draining: leaving,
+            log: self.log.as_ref().map(|log| log.stats()),
+            trace: TraceScrape {
+                rules: tracing.watch.rules(self.clock.now()).len(),
+                watch: &tracing.watch,
+                export: tracing.export.as_deref(),
+            },
+            certificate: self.identity.as_ref().map(Identity::reloads),
+            process: read_process().unwrap_or_default(),
+        })
+    }
+}
+
+/// What speaks against taking traffic.
+struct Readiness {
+    leaving: bool,
+    /// Shards that do not answer.
+    silent: Vec<usize>,
+    /// Why important events cannot be logged.
+    failing: Option<&'static str>,
+}
+
+impl Readiness {
+    fn is_ready(&self) -> bool {
+        !self.leaving && self.silent.is_empty() && self.failing.is_none()
+    }
+}
+
+/// Keeps `ready` at what `/readyz` says, looking every [`LOOK_EVERY`], until the
+/// task is aborted: for those who are answered from what is known.
+pub async fn follow_readiness(observer: Arc<Observer>, ready: watch::Sender<bool>) {
+    loop {
+        let is_ready = observer.readiness().await.is_ready();
+        ready.send_if_modified(|before| std::mem::replace(before, is_ready) != is_ready);
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 /// Serves the operators until the task is aborted.
@@ -150,8 +217,26 @@ pub async fn serve(listener: TcpListener, observer: Arc<Observer>) {
     }
 }
 
-async fn index() -> &'static str {
-    "tidegate: operators' port\n\n/metrics  Prometheus\n/healthz  the process lives\n/readyz   it takes traffic\n/admission  overload control; POST /admission/pin, /admission/silence, /admission/joins\n/trace  steps of single events; POST /trace follows some\n"
+/// What else there is on this port.
+const PLACES: &str = "
+elsewhere
+  /metrics    the same and more, for Prometheus
+  /healthz    the process lives
+  /readyz     it takes traffic
+  /admission  overload control; POST /admission/pin, /admission/silence, /admission/joins
+  /trace      steps of single events; POST /trace follows some
+";
+
+/// How often a browser that shows the page asks for it again, in seconds.
+const REFRESH: HeaderValue = HeaderValue::from_static("5");
+
+async fn index(State(observer): State<Arc<Observer>>) -> Response<Body> {
+    let page = observer.scrape(overview).await + PLACES;
+    let mut response = Response::new(Body::from(page));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(HeaderName::from_static("refresh"), REFRESH);
+    response
 }
 
 async fn healthz() -> &'static str {
@@ -159,15 +244,10 @@ async fn healthz() -> &'static str {
 }
 
 async fn readyz(State(observer): State<Arc<Observer>>) -> Response<Body> {
-    let stats = observer.collect().await;
-    let silent = stats.iter().enumerate().filter(|(_, s)| s.is_none()).map(|(i, _)| i.to_string());
-    let silent: Vec<String> = silent.collect();
-    let leaving = observer.leaving.load(Ordering::Relaxed);
-    let failing = observer.log.as_ref().and_then(|log| match log.state() {
-        LogState::Writable => None,
-        LogState::Failing { why, .. } => Some(why.code()),
-    });
-    let ready = silent.is_empty() && !leaving && failing.is_none();
+    let readiness = observer.readiness().await;
+    let ready = readiness.is_ready();
+    let Readiness { leaving, silent, failing } = readiness;
+    let silent: Vec<String> = silent.iter().map(usize::to_string).collect();
     let log = failing.map_or_else(|| "null".to_owned(), |why| format!("\"{why}\""));
     let body = format!(
         "{{\"ready\":{ready},\"draining\":{leaving},\"silent_shards\":[{}],\"log_failing\":{log}}}\n",
@@ -177,28 +257,7 @@ async fn readyz(State(observer): State<Arc<Observer>>) -> Response<Body> {
 }
 
 async fn metrics(State(observer): State<Arc<Observer>>) -> Response<Body> {
-    let (shards, all) = observer.counts().await;
-    let leaving = observer.leaving.load(Ordering::Relaxed);
-    let ready = !leaving && all;
-    let edges: Vec<&EdgeStats> = observer.edges.iter().map(AsRef::as_ref).collect();
-    let queued: Vec<usize> = (0..shards.len()).map(|i| observer.shards.queued(i)).collect();
-    let tracing = &observer.tracing;
-    let scrape = Scrape {
-        shards: &shards,
-        edges: &edges,
-        queued: &queued,
-        ready,
-        draining: leaving,
-        log: observer.log.as_ref().map(|log| log.stats()),
-        trace: TraceScrape {
-            rules: tracing.watch.rules(observer.clock.now()).len(),
-            watch: &tracing.watch,
-            export: tracing.export.as_deref(),
-        },
-        certificate: observer.identity.as_ref().map(Identity::reloads),
-        process: read_process().unwrap_or_default(),
-    };
-    let mut response = Response::new(Body::from(render(&scrape)));
+    let mut response = Response::new(Body::from(observer.scrape(render).await));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(METRICS_TYPE));
     response
 }

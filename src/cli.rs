@@ -13,6 +13,7 @@ mod serve;
 mod terminal;
 mod token;
 mod trace;
+mod trust;
 mod watch;
 
 use std::process::ExitCode;
@@ -105,7 +106,9 @@ mod tests {
             "tidegate token --user u --room a --room b:* --role publisher --ttl 2h",
             "tidegate watch r --url ws://127.0.0.1:1 --token t --json --transport quic",
             "tidegate publish r chat {\"a\":1} --key k --amount -3 --ttl-ms 5 --id i --user u",
+            "tidegate watch r --url wss://edge --ca authority.pem",
             "tidegate publish r chat -",
+            "tidegate publish r chat - --url https://edge --protocol grpc --insecure",
             "tidegate admission show",
             "tidegate admission pin 3 64 --url http://127.0.0.1:1",
             "tidegate admission silence r like --for 10m --token t",
@@ -120,6 +123,8 @@ mod tests {
             "tidegate watch a/b",
             "tidegate watch r --transport pigeon",
             "tidegate watch r --certificate-sha256 abc",
+            "tidegate watch r --ca authority.pem --insecure",
+            "tidegate publish r chat - --protocol smtp",
             "tidegate token --room a",
             "tidegate token --user u --ttl 1y",
         ] {

@@ -22,7 +22,8 @@
 //! ```
 //!
 //! The walk of an event: [`Publisher::publish`] takes it if the bounds of the
-//! queue allow, and gives back a [`Receipt`]. The publisher's one task puts it in
+//! queue allow, or something less important waits there and can give way
+//! (`places`), and gives back a [`Receipt`]. The publisher's one task puts it in
 //! its room's line (`queue`). When the line is due, each of its events is judged:
 //! has it expired; what is its priority (`priorities`); which level holds in the
 //! room (`levels`); does that leave it to be sent, to be sent as a probe, or to be
@@ -36,17 +37,20 @@
 //! of one room and tier keep their order.
 //!
 //! The law for [`PublisherStats`], at any time: **taken = accepted + rejected +
-//! shed + expired + failed + abandoned + held**.
+//! shed + expired + displaced + failed + abandoned + held**.
 //!
 //! One publisher speaks to one server address, since a level belongs to a server.
 //! It owns its task: [`Publisher::close`] ends it when everything is answered or
 //! the time for it is over, dropping the publisher ends it at once.
 
+mod connector;
 mod event;
 mod grpc;
 mod http;
+mod later;
 mod levels;
 mod outcome;
+mod places;
 mod priorities;
 mod queue;
 mod stats;
@@ -63,7 +67,7 @@ use ::http::Uri;
 use ::http::header::HeaderValue;
 use thiserror::Error;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 pub use event::{Content, NewEvent};
@@ -72,29 +76,37 @@ pub use stats::PublisherStats;
 
 use self::grpc::Grpc;
 use self::http::{Authorization, Http};
+use self::places::Bounds;
 use self::stats::Shared;
 use self::transport::Transport;
 use self::worker::{Held, Worker};
 use crate::clock::Clock;
 use crate::engine::caller::CallerSettings;
-use crate::engine::ids::RoomId;
+use crate::engine::ids::{RoomId, Tier};
+pub use crate::trust::{Hashes, Trust};
 
 /// Where to publish, and within which bounds. Counts and sizes of zero count as
 /// one.
 #[derive(Clone)]
 pub struct PublisherSettings {
-    /// The server: `http://host:port`. No TLS: put the edge's own address.
+    /// The server: `https://host:port`, or `http://` where connections go in clear.
+    /// It is connected to directly: proxies that the environment names are not
+    /// asked.
     pub url: String,
+    /// Whose certificates are believed. Default: those that this machine's roots
+    /// vouch for.
+    pub trust: Trust,
     /// A token with the role `publisher` or `operator`.
     pub token: String,
     /// Which of the server's interfaces to use. Default HTTP.
     pub protocol: Protocol,
     /// Probes, retry budget.
     pub caller: CallerSettings,
-    /// Events held at most, from `publish` to their outcome. Default 10,000.
+    /// Events held at most, from `publish` to their outcome. A sixteenth more may
+    /// be, for a moment, of those for which others give way. Default 10,000.
     pub queue_events: usize,
-    /// Bytes they take at most, with 256 for each event beside its texts. Default
-    /// 16 MiB.
+    /// Bytes they take at most, with 256 for each event beside its texts; those of
+    /// a sixteenth of the events, just mentioned, come on top. Default 16 MiB.
     pub queue_bytes: usize,
     /// Events of one request. Default 100; a server takes 1,000 by default.
     pub batch_events: usize,
@@ -137,6 +149,7 @@ impl PublisherSettings {
     pub fn new(url: impl Into<String>, token: impl Into<String>) -> Self {
         Self {
             url: url.into(),
+            trust: Trust::System,
             token: token.into(),
             protocol: Protocol::Http,
             caller: CallerSettings::default(),
@@ -165,8 +178,8 @@ impl fmt::Debug for PublisherSettings {
 /// Why a publisher cannot start.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// The address is no `http://` URL.
-    #[error("not an http:// URL: {0}")]
+    /// The address is no `http://` or `https://` URL.
+    #[error("not an http:// or https:// URL: {0}")]
     Url(String),
     /// The token holds characters that no header may.
     #[error("the token cannot stand in a header")]
@@ -174,9 +187,9 @@ pub enum StartError {
     /// There is no tokio runtime here to run its task.
     #[error("a publisher needs a tokio runtime")]
     NoRuntime,
-    /// The HTTP client could not be set up.
-    #[error("the HTTP client does not start: {0}")]
-    Client(#[from] reqwest::Error),
+    /// TLS could not be set up.
+    #[error("TLS does not start: {0}")]
+    Tls(String),
 }
 
 /// See the module's documentation. To publish from several tasks, share it by
@@ -184,8 +197,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Publisher {
     inbox: mpsc::Sender<Held>,
-    events: Arc<Semaphore>,
-    bytes: Arc<Semaphore>,
+    bounds: Arc<Bounds>,
     clock: Clock,
     shared: Arc<Shared>,
     authorization: Authorization,
@@ -210,26 +222,31 @@ impl Publisher {
     pub fn start(settings: PublisherSettings) -> Result<Self, StartError> {
         let handle = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
         let url: Uri = settings.url.parse().map_err(|_| StartError::Url(settings.url.clone()))?;
-        if url.scheme_str() != Some("http") || url.host().is_none_or(str::is_empty) {
+        if !matches!(url.scheme_str(), Some("http" | "https"))
+            || url.host().is_none_or(str::is_empty)
+        {
             return Err(StartError::Url(settings.url));
         }
         let authorization = Authorization::new(bearer(&settings.token)?);
         let timeout = settings.request_timeout;
-        let http = Http::new(&settings.url, authorization.clone(), timeout)?;
+        let trust = &settings.trust;
+        let http = Http::new(&url, trust, authorization.clone(), timeout)?;
         let transport = match settings.protocol {
             Protocol::Http => Transport::Http(http),
-            Protocol::Grpc => Transport::Grpc(http, Grpc::new(url, authorization.clone(), timeout)),
+            Protocol::Grpc => {
+                let grpc = Grpc::new(url, trust, authorization.clone(), timeout)?;
+                Transport::Grpc(http, grpc)
+            }
         };
-        let queue_events = settings.queue_events.clamp(1, Semaphore::MAX_PERMITS);
-        let queue_bytes = settings.queue_bytes.clamp(1, Semaphore::MAX_PERMITS);
-        let (inbox, arrivals) = mpsc::channel(queue_events);
+        let bounds = Arc::new(Bounds::new(settings.queue_events, settings.queue_bytes));
+        let (inbox, arrivals) = mpsc::channel(Bounds::most(settings.queue_events));
         let clock = Clock::start();
         let shared = Arc::new(Shared::default());
-        let worker = Worker::new(settings, clock, transport, Arc::clone(&shared), arrivals);
+        let counted = (Arc::clone(&shared), Arc::clone(&bounds));
+        let worker = Worker::new(settings, clock, transport, counted, arrivals);
         Ok(Self {
             inbox,
-            events: Arc::new(Semaphore::new(queue_events)),
-            bytes: Arc::new(Semaphore::new(queue_bytes)),
+            bounds,
             clock,
             shared,
             authorization,
@@ -242,16 +259,19 @@ impl Publisher {
     ///
     /// # Errors
     /// [`PublishError`]; the event is not taken, and nothing waits here for room
-    /// to become free.
+    /// to become free. An event that is taken because something less important
+    /// waits may itself be [`Outcome::Displaced`], if that was sent meanwhile.
     pub fn publish(&self, room: &RoomId, event: NewEvent) -> Result<Receipt, PublishError> {
         let bytes = event.bytes();
-        let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let events = Arc::clone(&self.events).try_acquire_owned();
-        let room_for_bytes = Arc::clone(&self.bytes).try_acquire_many_owned(permits);
-        let (Ok(events), Ok(room_for_bytes)) = (events, room_for_bytes) else {
+        let Some(places) = self.bounds.take(&event.kind, bytes) else {
             self.shared.count(|stats| stats.queue_full += 1);
             return Err(PublishError::QueueFull);
         };
+        // One that took another's place to be does not give way before it is in.
+        let waits = (!places.beyond).then(|| {
+            let tier = self.bounds.tier(&event.kind).unwrap_or(Tier::LOWEST);
+            self.bounds.wait(tier)
+        });
         let (reply, outcome) = oneshot::channel();
         let held = Held {
             room: room.clone(),
@@ -262,7 +282,8 @@ impl Publisher {
             attempts: 0,
             last: None,
             reply,
-            _places: [events, room_for_bytes],
+            places,
+            waits,
         };
         // Counted first: its outcome may be there before this thread goes on.
         self.shared.count(|stats| stats.taken += 1);

@@ -45,7 +45,7 @@ pub use error::{ConfigError, ConfigErrors};
 pub use keys::{KeyMaterial, load as load_keys};
 pub use kinds::{AckName, KindConfig, LaneName, MergeKeyName, MergeName};
 pub use load::{ConfigOrigin, Loaded};
-pub use quic::Quic;
+pub use quic::{Congestion, Quic};
 pub use tls::{Plaintext, Tls};
 pub use trace::Trace;
 
@@ -279,7 +279,8 @@ pub struct Ingress {
     /// Events waiting for their room, per home shard; beyond it the least
     /// important are refused. Up to the size of an event each. Default 65536.
     pub mailbox_events: usize = 65_536,
-    /// Milliseconds until a request without an answer is given up. Default 10 s.
+    /// Milliseconds until a request without an answer is given up, and a body, or a
+    /// message on a gRPC stream, that was begun and has not come whole. Default 10 s.
     pub request_timeout_ms: u64 = 10_000,
     /// Events in one answer about the past. Default 1000.
     pub max_history_events: usize = 1_000,
@@ -290,6 +291,9 @@ pub struct Ingress {
     /// Requests in work on one gRPC stream; the next is not read before one of
     /// them is answered. Default 64.
     pub grpc_in_flight: usize = 64,
+    /// Microseconds of reading requests before rooms and viewers get their turn.
+    /// Who sends little to a room goes first. Default 0.5 ms.
+    pub slice_us: u64 = 500,
 }
 }
 
@@ -304,8 +308,8 @@ pub struct AdmissionConfig {
     /// overload; beyond it the least important gives way. Default 40.
     pub queue_ms: u64 = 40,
     /// Milliseconds of work that may wait while there is no overload, for chance
-    /// alone fills a busy server beyond `queue_ms` now and then. Default 140.
-    pub burst_ms: u64 = 140,
+    /// alone fills a busy server beyond `queue_ms` now and then. Default 120.
+    pub burst_ms: u64 = 120,
     /// Milliseconds of mean queueing time, from the socket to the room, that count
     /// as overload. Default 20, as in the DAGOR paper.
     pub threshold_ms: u64 = 20,

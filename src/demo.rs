@@ -76,6 +76,10 @@ pub fn router(tokens: Tokens) -> Router {
             "/demo/app.js",
             get(|| async { file(include_str!("demo/page/app.js"), "text/javascript") }),
         )
+        .route(
+            "/demo/slow.js",
+            get(|| async { file(include_str!("demo/page/slow.js"), "text/javascript") }),
+        )
         .route("/demo/tidegate.js", get(|| async { file(LIBRARY, "text/javascript") }))
         .route(
             "/demo/style.css",

@@ -19,6 +19,7 @@ pub mod ladder;
 pub mod mark;
 pub mod settings;
 pub mod time;
+pub mod turns;
 pub mod visitors;
 
 pub mod admission;

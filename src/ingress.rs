@@ -7,3 +7,4 @@ pub mod grpc;
 pub mod http;
 pub mod intake;
 pub mod stats;
+pub mod turns;

@@ -12,7 +12,8 @@
 //! socket, viewers and rooms ([`worker`]). [`server`] starts and drains them,
 //! [`admin`] shows operators what they do ([`telemetry`] names the numbers).
 //! ARCHITECTURE.md tells the reasons. [`client`] and [`viewer`] are the other
-//! ends: libraries for publishers and for viewers.
+//! ends: libraries for publishers and for viewers; [`trust`] says which servers
+//! they believe.
 
 pub mod admin;
 pub mod auth;
@@ -31,6 +32,7 @@ pub mod telemetry;
 pub mod tls;
 pub mod trace;
 pub mod transport;
+pub mod trust;
 pub mod viewer;
 pub mod wire;
 pub mod worker;

@@ -39,6 +39,7 @@ use crate::engine::level::LevelKey;
 use crate::ingress::http::router;
 use crate::ingress::intake::{Api, RoomAdvice};
 use crate::ingress::stats::EdgeStats;
+use crate::ingress::turns::Turns;
 use crate::limits::{CallerLimits, ClientTypes};
 use crate::log::Log;
 use crate::shard::held::HoldSettings;
@@ -95,6 +96,8 @@ struct Running {
     threads: Vec<JoinHandle<()>>,
     log: Option<Arc<Log>>,
     tracing: traces::Tracing,
+    /// What gRPC's health service says.
+    ready: watch::Sender<bool>,
     address: SocketAddr,
 }
 
@@ -218,6 +221,7 @@ impl Plan {
             peers: Arc::clone(&peers),
             stats: Vec::new(),
             threads: Vec::new(),
+            ready: watch::Sender::new(false),
             address: self.config.server.listen,
         };
         // After the log: its directory is there now.
@@ -268,6 +272,8 @@ impl Plan {
             max_history: config.ingress.max_history_events,
             in_flight: config.ingress.grpc_in_flight,
             timeout: Duration::from_millis(config.ingress.request_timeout_ms),
+            turns: Turns::new(Duration::from_micros(config.ingress.slice_us)),
+            ready: running.ready.subscribe(),
         });
         ShardStart {
             id: ShardId(index),
@@ -324,6 +330,8 @@ impl Plan {
             .with_context(|| format!("cannot listen on {}", self.config.server.admin_listen))?;
         let admin_address = admin.local_addr().context("operators' port")?;
         let admin_task = tokio::spawn(admin::serve(admin, Arc::clone(&observer)));
+        let readiness = admin::follow_readiness(Arc::clone(&observer), running.ready.clone());
+        let readiness = tokio::spawn(readiness);
         let feed = self.demo.then(|| {
             let feed = demo::feed(Arc::clone(&running.peers), Arc::clone(&self.kinds), self.clock);
             tokio::spawn(feed)
@@ -344,6 +352,7 @@ impl Plan {
         }
         self.drain(running).await;
         exporting.finish().await;
+        readiness.abort();
         admin_task.abort();
         Ok(())
     }

@@ -309,10 +309,12 @@ impl Shard {
         !self.fanout.is_idle() || !self.homes.intake.is_empty()
     }
 
-    /// One slice of events from outside, and one of fan-out.
+    /// One slice of events from outside, and one of fan-out; half as long while
+    /// there are such events, since their senders wait for both.
     pub fn work(&mut self) {
         let peers = Arc::clone(&self.peers);
-        let slice = self.settings.slice;
+        let alone = self.homes.intake.is_empty();
+        let slice = if alone { self.settings.slice } else { self.settings.slice / 2 };
         self.homes.work(peers.as_ref(), &mut self.stats, self.clock, slice);
         self.settle(self.clock.now());
         if self.fanout.is_idle() {
@@ -326,7 +328,7 @@ impl Shard {
             &mut self.viewers,
             &mut self.stats,
             self.clock,
-            self.settings.slice,
+            slice,
             &mut finished,
         );
         let now = self.clock.now();

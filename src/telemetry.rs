@@ -7,11 +7,13 @@
 
 mod delivery;
 mod overload;
+mod overview;
 mod quic;
 mod slow;
 mod tls;
 mod trace;
 
+pub use overview::overview;
 pub use trace::TraceScrape;
 
 use std::fmt::Write as _;
@@ -80,6 +82,7 @@ pub fn render(scrape: &Scrape<'_>) -> String {
     fanout(&mut text, &total);
     viewers(&mut text, &total);
     connections(&mut text, &total, scrape.edges);
+    requests(&mut text, scrape.edges);
     grpc(&mut text, scrape.edges);
     tls::tls(&mut text, scrape);
     shards(&mut text, scrape);
@@ -314,6 +317,20 @@ fn connections(text: &mut Text, total: &ShardStats, edges: &[&EdgeStats]) {
             text.sample(name, &[("route", route), ("status", status)], count as f64);
         }
     }
+}
+
+fn requests(text: &mut Text, edges: &[&EdgeStats]) {
+    let name = "tidegate_ingress_requests_waiting";
+    text.head(name, "gauge", "Requests of publishers that wait to be read, by shard.");
+    for (shard, edge) in edges.iter().enumerate() {
+        text.sample(name, &[("shard", &shard.to_string())], load(&edge.waiting) as f64);
+    }
+    let waited: u64 = edges.iter().map(|edge| load(&edge.waited_micros)).sum();
+    let name = "tidegate_ingress_request_wait_seconds";
+    text.head(name, "summary", "How long requests of publishers waited to be read.");
+    text.sample(&format!("{name}_sum"), &[], waited as f64 / 1e6);
+    let read: u64 = edges.iter().map(|edge| load(&edge.read)).sum();
+    text.sample(&format!("{name}_count"), &[], read as f64);
 }
 
 fn grpc(text: &mut Text, edges: &[&EdgeStats]) {

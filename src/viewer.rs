@@ -55,7 +55,6 @@ mod target;
 mod tests;
 mod token;
 mod totals;
-mod trust;
 mod websocket;
 
 use std::fmt;
@@ -71,11 +70,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-pub use happening::{End, Event, Gap, GapReason, Happening, Snapshot, Total, Why};
+pub use happening::{End, Event, Gap, GapReason, Happening, Snapshot, Total, Why, Withheld};
 pub use outcome::{Failure, JoinError, NewEvent, PublishError, Published, StartError};
 pub use stats::ViewerStats;
 pub use token::Token;
-pub use trust::{Hashes, Trust};
 
 use self::connection::{Command, Join, Task};
 use self::dial::Dials;
@@ -84,6 +82,7 @@ use self::room::{Position, Tally};
 use self::stats::Shared;
 use self::target::Target;
 use crate::clock::Clock;
+pub use crate::trust::{Hashes, Trust};
 use crate::wire::proto::v1;
 
 /// Requests that wait for the viewer's task.
@@ -181,6 +180,9 @@ pub enum Status {
         why: String,
         /// When the next attempt begins, counted from this change.
         again_in: Duration,
+        /// The server's certificate is not believed ([`Trust`]). Unless it gets
+        /// another, the next attempt will end in the same way.
+        untrusted: bool,
     },
 }
 

@@ -15,6 +15,8 @@ pub mod proto;
 pub mod shared;
 pub mod split;
 pub mod stream;
+#[cfg(test)]
+mod testing;
 
 /// How a viewer's bytes are written: a WebSocket subprotocol and whether
 /// permessage-deflate was negotiated, or messages on the streams of QUIC.

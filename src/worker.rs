@@ -6,7 +6,8 @@
 //! ([`ARRIVALS_TURN`]), sockets that bring something ([`Reader::turn`],
 //! [`Driver::turn`]), timers,
 //! one slice of fan-out. Requests and handshakes are tasks of the same runtime
-//! and run between two rounds.
+//! and run between two rounds; what they may read in between is bounded too
+//! ([`Turns`](crate::ingress::turns::Turns)).
 //!
 //! Tasks and their owners: the accept loop and every connection before its
 //! upgrade belong to the thread's local task set, which ends with
@@ -145,6 +146,7 @@ impl<L: Listener> Worker<L> {
             }
             self.shard.viewers.flush_carried();
             busy |= self.quic.as_ref().is_some_and(Driver::has_news);
+            busy |= self.let_requests_go();
             self.edge.viewers.set(self.shard.viewers.sockets());
             let now = self.clock.now();
             self.shard.stats.busy_micros += now.since(begun).as_micros() as u64;
@@ -160,6 +162,15 @@ impl<L: Listener> Worker<L> {
                 self.sleep(started).await?;
             }
         }
+    }
+
+    /// Requests that waited for their turn are read once the thread's tasks run.
+    /// Returns whether more wait.
+    fn let_requests_go(&self) -> bool {
+        let Some(api) = &self.edge.api else { return false };
+        let waiting = api.turns.turn();
+        self.edge.stats.waiting.store(waiting as u64, Ordering::Relaxed);
+        waiting > 0
     }
 
     fn take_messages(&mut self) -> bool {
@@ -214,12 +225,19 @@ impl<L: Listener> Worker<L> {
                 None => std::future::pending().await,
             }
         };
+        let requests = async {
+            match &self.edge.api {
+                Some(api) => api.turns.asked().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             Some(message) = self.inbox.receiver.recv() => self.handle(message),
             Some(arrival) = self.arrivals.recv() => self.admit(arrival),
             ready = self.reader.ready() => ready?,
             stray = datagrams => stray?,
+            () = requests => {}
             () = tokio::time::sleep_until(deadline.into()) => {}
         }
         Ok(())

@@ -116,6 +116,7 @@ fn the_environment_overrides_every_leaf() {
             ("tls.certificate", _) => certificate().0.into(),
             ("tls.key", _) => certificate().1.into(),
             ("tls.plaintext", _) => "never".into(),
+            ("quic.congestion", _) => "cubic".into(),
             ("log.filter", _) => "warn".into(),
             ("log.format", _) => "json".into(),
             ("websocket.allowed_origins", _) => r#"["https://a.example"]"#.into(),

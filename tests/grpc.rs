@@ -2,6 +2,10 @@
 //! it, and with bare HTTP/2 where rules are to be broken.
 
 mod harness;
+#[path = "grpc/health.rs"]
+mod health;
+#[path = "grpc/unfinished.rs"]
+mod unfinished;
 
 use std::time::Duration;
 

@@ -123,6 +123,32 @@ fn a_room_that_is_flooded_leaves_another_its_own() {
 }
 
 #[test]
+fn requests_beyond_a_turn_wait_in_line_and_are_all_answered() {
+    // A turn reads one of these requests at most.
+    let server =
+        Server::start_with("[ingress]\nslice_us = 50\n", &[("TIDEGATE__SERVER__SHARDS", "1")]);
+    std::thread::scope(|scope| {
+        for caller in 0..16 {
+            let server = &server;
+            scope.spawn(move || {
+                let mut client = Client::new(server, "im");
+                for request in 0..20 {
+                    let batch = (0..200).map(|n| {
+                        json!({"id": format!("{caller}-{request}-{n}"), "kind": "like", "payload": "x".repeat(50)})
+                    });
+                    let answer = client.publish("hot", &batch.collect());
+                    assert_eq!(answer["results"].as_array().expect("results").len(), 200);
+                }
+            });
+        }
+    });
+    assert_eq!(server.metric("tidegate_ingress_request_wait_seconds_count"), 320.0);
+    assert!(server.metric("tidegate_ingress_request_wait_seconds_sum") > 0.0, "none ever waited");
+    server.wait_metric("tidegate_admission_admitted_total", 1.0);
+    assert_eq!(server.metric("tidegate_ingress_requests_waiting"), 0.0);
+}
+
+#[test]
 fn a_dry_run_refuses_nothing_and_counts_what_it_would_have() {
     let environment = [("TIDEGATE__SERVER__SHARDS", "1"), ("TIDEGATE__ADMISSION__DRY_RUN", "true")];
     let server = Server::start_with(SMALL_QUEUE, &environment);

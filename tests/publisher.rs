@@ -428,6 +428,75 @@ async fn the_queue_is_bounded_by_events_and_by_bytes() {
 }
 
 #[tokio::test]
+async fn in_a_full_queue_the_least_important_gives_way_and_is_told() {
+    let fake = Fake::start().await;
+    fake.open_gate(false);
+    let bounds = PublisherSettings { queue_events: 32, in_flight: 1, ..settings(&fake) };
+    let publisher = ready(bounds).await;
+    // One is under way: it gives way to nothing.
+    let first = publish_many(&publisher, "r", "like", 0..1);
+    within(fake.requests(1)).await;
+    let mut chats = publish_many(&publisher, "r", "chat", 1..11);
+    let likes = publish_many(&publisher, "r", "like", 11..32);
+    let refused = publisher.publish(&room("r"), event("late", "like"));
+    assert_eq!(refused.err(), Some(PublishError::QueueFull), "an equal one stays outside");
+    let refused = publisher.publish(&room("r"), event("nobody", "unheard_of"));
+    assert_eq!(refused.err(), Some(PublishError::QueueFull), "so does a lesser one");
+
+    let take = |id: &str, kind: &str| publisher.publish(&room("r"), event(id, kind));
+    let mut gifts = Vec::new();
+    for n in 0..8 {
+        gifts.push(take(&format!("g{n}"), "gift").expect("a like gives way"));
+        // The task has its turn; there are two places beyond the bounds.
+        within(async {
+            while publisher.stats().displaced < n + 1 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+    }
+    fake.open_gate(true);
+    let displaced = outcomes(likes).await;
+    let lost = |o: &Outcome| *o == Outcome::Displaced;
+    assert!(displaced[..13].iter().all(|o| !lost(o)), "the newest give way: {displaced:?}");
+    assert!(displaced[13..].iter().all(lost), "{displaced:?}");
+    assert_eq!(accepted(&outcomes(gifts).await), 8);
+    chats.extend(first);
+    assert_eq!(accepted(&outcomes(chats).await), 11);
+    let stats = within(publisher.close()).await;
+    assert_eq!((stats.displaced, stats.queue_full), (8, 2), "{stats:?}");
+    balanced(&stats, 40);
+}
+
+#[tokio::test]
+async fn what_waits_to_be_sent_again_gives_way_with_its_last_answer() {
+    let fake = Fake::start().await;
+    fake.script(|script| {
+        script.level = GIFTS;
+        script.retry_after_ms = Some(5_000);
+    });
+    let bounds = PublisherSettings { queue_events: 16, ..settings(&fake) };
+    let publisher = ready(bounds).await;
+    // Probes and first attempts are refused for now and wait; the rest is shed.
+    let likes = publish_many(&publisher, "r", "like", 0..16);
+    within(fake.requests(1)).await;
+    let full = async {
+        while publisher.stats().held() < 16 || publisher.stats().level.is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    within(full).await;
+    let gift = publisher.publish(&room("r"), event("g", "gift")).expect("a like gives way");
+    assert_eq!(accepted(&outcomes(vec![gift]).await), 1);
+    let stats = publisher.stats();
+    assert_eq!((stats.rejections(), stats.displaced), (1, 0), "{stats:?}");
+    drop(publisher);
+    let refused = |o: &&Outcome| matches!(o, Outcome::Rejected(r) if r.code == "overloaded");
+    let outcomes = outcomes(likes).await;
+    assert_eq!(outcomes.iter().filter(refused).count(), 1, "{outcomes:?}");
+}
+
+#[tokio::test]
 async fn closing_sends_what_waits_and_waits_for_the_answers() {
     let fake = Fake::start().await;
     let slow = PublisherSettings { linger: Duration::from_secs(3_600), ..settings(&fake) };
@@ -487,7 +556,7 @@ async fn a_token_can_be_replaced_and_what_cannot_work_does_not_start() {
     let refused = outcomes(publish_many(&publisher, "r", "chat", 1..2)).await;
     assert!(matches!(&refused[0], Outcome::Rejected(r) if r.code == "token_expired"));
     assert_eq!(fake.seen(|seen| seen.events.len()), 2, "asking again would not mend it");
-    for url in ["", "localhost:7400", "https://host", "ws://host", "http://", "http://a b"] {
+    for url in ["", "localhost:7400", "https://", "ws://host", "http://", "http://a b"] {
         let started = Publisher::start(PublisherSettings::new(url, "token"));
         assert!(matches!(started, Err(StartError::Url(_))), "{url:?}");
     }

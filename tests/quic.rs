@@ -11,55 +11,15 @@ use harness::{PATIENCE, Server};
 use prost::Message as _;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream, TransportConfig, VarInt};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, Error, SignatureScheme};
 use serde_json::{Value, json};
+use tidegate::trust::Trust;
+use tidegate::viewer;
 use tidegate::wire::proto::v1;
 use tidegate::wire::proto::v1::client_message::Message as Out;
 use tidegate::wire::proto::v1::server_message::Message as In;
 use tidegate::wire::stream;
+use tokio::net::UdpSocket;
 use tokio::time::timeout;
-
-/// Whoever the server is: it is the one that this test has started.
-#[derive(Debug)]
-struct Anybody;
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        default_provider().signature_verification_algorithms.supported_schemes()
-    }
-}
 
 struct Viewer {
     endpoint: Endpoint,
@@ -90,13 +50,8 @@ fn messages(decoder: &mut stream::Decoder, bytes: &[u8]) -> Vec<In> {
 impl Viewer {
     /// In room `r`, with so many bytes of credit for each stream.
     async fn join(server: &Server, window: u32) -> Self {
-        let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("TLS 1.3")
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anybody))
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![b"tidegate/1".to_vec()];
+        // Whoever the server is: it is the one that this test has started.
+        let tls = Trust::Anything.client(&[b"tidegate/1"]).expect("TLS");
         let crypto = QuicClientConfig::try_from(tls).expect("a cipher");
         let mut config = ClientConfig::new(Arc::new(crypto));
         let mut transport = TransportConfig::default();
@@ -236,4 +191,142 @@ async fn a_viewer_that_reads_no_talk_gets_what_matters_and_is_told_what_it_lost(
     let leave = v1::ClientMessage { message: Some(Out::Leave(v1::Leave { room: "r".into() })) };
     viewer.say.write_all(&stream::data(&leave.encode_to_vec())).await.expect("written");
     while !matches!(viewer.hear().await, In::Left(_)) {}
+}
+
+/// The frames of the next datagrams.
+async fn datagrams(viewer: &Viewer, count: usize) -> Vec<v1::Frame> {
+    let mut frames = Vec::new();
+    while frames.len() < count {
+        let bytes = soon(viewer.connection.read_datagram()).await.expect("open");
+        let message = v1::ServerMessage::decode(bytes).expect("protobuf").message;
+        let Some(In::Frame(frame)) = message else { panic!("{message:?} in a datagram") };
+        // The count of viewers comes by itself.
+        if !frame.events.is_empty() {
+            frames.push(frame);
+        }
+    }
+    frames
+}
+
+/// The next frames of the important stream, and the stream, which must not be let go.
+async fn important(viewer: &Viewer, count: usize) -> (Vec<v1::Frame>, RecvStream) {
+    let mut stream = soon(viewer.connection.accept_uni()).await.expect("a stream");
+    let (mut decoder, mut frames) = (stream::Decoder::default(), Vec::new());
+    while frames.len() < count {
+        let chunk = soon(stream.read_chunk(64 << 10, true)).await.expect("open");
+        for message in messages(&mut decoder, &chunk.expect("not its end").bytes) {
+            let In::Frame(frame) = message else { panic!("{message:?} on the important stream") };
+            frames.push(frame);
+        }
+    }
+    (frames, stream)
+}
+
+const COPIED: &str = "tidegate_quic_copies_total{result=\"sent\"}";
+
+#[tokio::test]
+async fn on_a_path_of_which_nothing_is_known_important_events_come_by_datagram_too() {
+    let server = Server::start("[quic]\ncopy_min_rtt_ms = 0\n");
+    let viewer = Viewer::join(&server, 64 << 10).await;
+    // One frame each, for the copies to be told apart.
+    let mut copies = Vec::new();
+    for n in 0..5 {
+        publish(&server, "red_packet", n..n + 1, "all");
+        copies.extend(datagrams(&viewer, 1).await);
+    }
+    let ids: Vec<&str> = copies.iter().map(|frame| frame.events[0].id.as_str()).collect();
+    assert_eq!(
+        ids,
+        ["red_packet-0", "red_packet-1", "red_packet-2", "red_packet-3", "red_packet-4"]
+    );
+    assert_eq!(important(&viewer, 5).await.0, copies, "the same messages");
+    server.wait_metric(COPIED, 5.0);
+}
+
+#[tokio::test]
+async fn what_fits_no_datagram_or_no_budget_is_not_copied_and_counted() {
+    let server = Server::start("[quic]\ncopy_min_rtt_ms = 0\ncopy_bytes_per_second = 100\n");
+    let viewer = Viewer::join(&server, 64 << 10).await;
+    publish(&server, "red_packet", 0..1, &"x".repeat(200));
+    server.wait_metric("tidegate_quic_copies_total{result=\"budget\"}", 1.0);
+    publish(&server, "red_packet", 1..2, &"x".repeat(1_500));
+    server.wait_metric("tidegate_quic_copies_total{result=\"too_large\"}", 1.0);
+    assert_eq!(server.metric(COPIED), 0.0);
+    assert_eq!(important(&viewer, 2).await.0.len(), 2);
+}
+
+#[tokio::test]
+async fn a_near_path_gets_no_copies() {
+    let server = Server::start("[quic]\ncopy_after_ms = 1\n");
+    let mut viewer = Viewer::join(&server, 64 << 10).await;
+    for n in 0..3 {
+        publish(&server, "red_packet", n..n + 1, "all");
+    }
+    let (frames, _stream) = important(&viewer, 3).await;
+    assert_eq!(frames.len(), 3);
+    let leave = v1::ClientMessage { message: Some(Out::Leave(v1::Leave { room: "r".into() })) };
+    viewer.say.write_all(&stream::data(&leave.encode_to_vec())).await.expect("written");
+    while !matches!(viewer.hear().await, In::Left(_)) {}
+    for result in ["sent", "budget", "too_large", "unsupported", "congested"] {
+        let name = format!("tidegate_quic_copies_total{{result=\"{result}\"}}");
+        assert_eq!(server.metric(&name), 0.0, "{result}");
+    }
+}
+
+/// Carries packets between one client and a server; of those to the client one in
+/// `loses` gets lost, once the handshake is over.
+async fn losing_line(server: std::net::SocketAddr, loses: u32) -> std::net::SocketAddr {
+    let near = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
+    let far = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
+    far.connect(server).await.expect("connected");
+    let address = near.local_addr().expect("an address");
+    tokio::spawn(async move {
+        let (mut up, mut down) = ([0; 2_048], [0; 2_048]);
+        let (mut client, mut came) = (None, 0_u32);
+        loop {
+            tokio::select! {
+                Ok((length, from)) = near.recv_from(&mut up) => {
+                    client = Some(from);
+                    let _ = far.send(&up[..length]).await;
+                }
+                Ok(length) = far.recv(&mut down) => {
+                    came += 1;
+                    let Some(client) = client.filter(|_| came < 10 || came % loses > 0) else {
+                        continue;
+                    };
+                    let _ = near.send_to(&down[..length], client).await;
+                }
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn over_a_path_that_loses_every_important_event_comes_once_and_in_order() {
+    let server = Server::start("[quic]\ncopy_min_rtt_ms = 0\ncopy_bytes_per_second = 100000\n");
+    let line = losing_line(server.address, 5).await;
+    let options = viewer::Options {
+        transport: Some(viewer::Transport::Quic),
+        trust: viewer::Trust::Anything,
+        ..viewer::Options::new(format!("ws://{line}"))
+    };
+    let watching = viewer::Viewer::connect(options).expect("started");
+    let token = server.token("u", "viewer", &["*"]);
+    let mut room = soon(watching.join("r", token)).await.expect("joined");
+    let mut came = Vec::new();
+    for n in 0..60 {
+        publish(&server, "red_packet", n..n + 1, "all");
+        while came.len() <= n as usize {
+            if let viewer::Happening::Event(event) = soon(room.next()).await.expect("open") {
+                came.push(event.id);
+            }
+        }
+    }
+    let expected: Vec<String> = (0..60).map(|n| format!("red_packet-{n}")).collect();
+    assert_eq!(came, expected);
+    // Where both come, the second is dropped.
+    assert!(server.metric(COPIED) >= 40.0, "{} copies", server.metric(COPIED));
+    assert!(room.tally().dropped > 0, "{:?}", room.tally());
+    assert_eq!(room.tally().lost, 0);
 }

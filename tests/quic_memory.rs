@@ -25,7 +25,8 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, Error, SignatureScheme};
 use tidegate::clock::Clock;
 use tidegate::tls::Identity;
-use tidegate::transport::quic::peer::{Context, Heard, Peer};
+use tidegate::config::Congestion;
+use tidegate::transport::quic::peer::{Context, Heard, Peer, copies};
 use tidegate::transport::quic::peers::Peers;
 use tidegate::transport::quic::settings::Settings;
 use tidegate::transport::quic::{ALPN, crypto};
@@ -124,6 +125,13 @@ fn settings() -> Settings {
         receive_window: 32_768,
         datagram_bytes: 4_096,
         important_bytes: 262_144,
+        congestion: Congestion::Discerning,
+        copies: copies::Rules {
+            after: Duration::from_millis(20),
+            min_rtt: Duration::from_millis(50),
+            one_in: 100,
+            bytes_per_second: 16_384,
+        },
         retry_above: 128,
         max_handshakes: 1_024,
         max_connections: 50_000,

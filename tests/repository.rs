@@ -99,9 +99,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "tls",
         ],
     ),
-    ("client", &["engine", "clock", "wire"]),
-    ("viewer", &["engine", "clock", "wire"]),
-    ("cli", &["engine", "clock", "config", "auth", "server", "client", "viewer"]),
+    ("trust", &[]),
+    ("client", &["engine", "clock", "wire", "trust"]),
+    ("viewer", &["engine", "clock", "wire", "trust"]),
+    ("cli", &["engine", "clock", "config", "auth", "server", "client", "viewer", "trust"]),
     ("main", &["cli", "config", "server"]),
     ("lib", &[]),
 ];

@@ -96,6 +96,8 @@ struct Notes {
     rebased: u64,
     /// Frames without numbers and events that bring totals.
     totals_alone: u64,
+    /// What frames said was withheld, as often as it changed.
+    withheld: Vec<u64>,
     ids: BTreeSet<String>,
 }
 
@@ -133,6 +135,11 @@ impl Notes {
         let number = |field: &str| frame[field].as_u64().expect("a number");
         let (first, last) = (number("first_seq"), number("last_seq"));
         let events = frame["events"].as_array().expect("events");
+        let withheld = frame["withheld"].as_u64().unwrap_or(0);
+        let says = withheld > 0 || first <= last;
+        if says && self.withheld.last() != Some(&withheld) {
+            self.withheld.push(withheld);
+        }
         if first <= last {
             assert!(first <= self.covered + 1, "{first} comes after {}", self.covered);
             self.covered = self.covered.max(last);
@@ -218,6 +225,7 @@ fn sampled_events_go_first_and_nothing_else_is_missing() {
     while notes.entrances == before {
         notes.take(&mut slow);
     }
+    assert_eq!(notes.withheld, [0, 1, 0]);
 }
 
 #[test]
@@ -232,6 +240,7 @@ fn totals_go_next_and_follow_once_everything_else_is_out() {
         notes.take(&mut slow);
     }
     assert_eq!(notes.chats, publisher.chats, "the totals come when nothing else waits");
+    assert!(notes.withheld.contains(&2), "{:?}", notes.withheld);
     assert_eq!(notes.important, publisher.packets);
     assert!(notes.totals_alone > 0 || notes.rebased > 0);
     assert_eq!(notes.gaps, 0);
@@ -259,6 +268,7 @@ fn ordered_events_go_with_a_notice_that_counts_them() {
         notes.take(&mut slow);
     }
     assert_eq!(notes.chats + notes.lost["chat"], publisher.chats);
+    assert!(notes.withheld.contains(&3) && notes.withheld.ends_with(&[0]), "{:?}", notes.withheld);
     assert!(notes.gaps >= 1 && notes.rebased <= 1, "at most the counter's state");
     let dropped = "tidegate_viewer_dropped_events_total{rung=\"important_only\",lane=\"ordered\"}";
     assert!((server.metric(dropped) - notes.lost["chat"] as f64).abs() < 0.5);
@@ -290,6 +300,7 @@ fn too_far_behind_it_goes_on_from_the_present_state_and_misses_nothing_important
     while !notes.ids.contains(&last) {
         notes.take(&mut slow);
     }
+    assert_eq!(notes.withheld.last(), Some(&0), "everything again, and told so");
     for rung in ["important_only", "totals_only", "no_sampled", "full"] {
         let series = format!("tidegate_slow_viewer_returns_total{{rung=\"{rung}\"}}");
         assert!(server.metric(&series) >= 1.0, "{rung}");

@@ -8,14 +8,17 @@ mod kit;
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use harness::{PATIENCE, Server, exchange};
-use kit::{ANY, Certificates, TlsSocket, connect, over, shown, trusting, upgrade, viewer};
+use kit::{
+    ANY, Certificates, TlsSocket, connect, over, presented, sha256, shown, trusting, upgrade,
+    viewer,
+};
 use prost::Message as _;
 use rustix::process::Signal;
 use rustls::pki_types::CertificateDer;
@@ -294,66 +297,12 @@ fn on_loopback_a_development_certificate_is_made_and_its_hash_told() {
     // Trusted by its hash alone, as browsers do.
     let hash = STANDARD.decode(told["sha256"].as_str().expect("a hash")).expect("base64");
     let certificate = presented(server.address);
-    let sha256 = rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
-    let sha256 = sha256.tls13().expect("of TLS 1.3").common.hash_provider;
-    assert_eq!(sha256.hash(&certificate).as_ref(), hash);
+    assert_eq!(sha256(&certificate), hash);
     let mut roots = RootCertStore::empty();
     roots.add(certificate).expect("an anchor");
     let client = Arc::new(trusting(roots, ANY));
     viewer(&server, &client, "a", "r");
     assert_eq!(server.http("GET", "/demo", None, "").0, 200, "in clear as well");
-}
-
-/// The certificate of a server that nobody trusts yet.
-fn presented(address: SocketAddr) -> CertificateDer<'static> {
-    use std::sync::Mutex;
-
-    use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-    use rustls::pki_types::{ServerName, UnixTime};
-    use rustls::{DigitallySignedStruct, Error, SignatureScheme};
-
-    #[derive(Debug, Default)]
-    struct Look(Mutex<Option<CertificateDer<'static>>>);
-
-    impl ServerCertVerifier for Look {
-        fn verify_server_cert(
-            &self,
-            certificate: &CertificateDer<'_>,
-            _: &[CertificateDer<'_>],
-            _: &ServerName<'_>,
-            _: &[u8],
-            _: UnixTime,
-        ) -> Result<ServerCertVerified, Error> {
-            *self.0.lock().expect("a lock") = Some(certificate.clone().into_owned());
-            Err(Error::General("seen".to_owned()))
-        }
-        fn verify_tls12_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            Err(Error::General("not asked for".to_owned()))
-        }
-        fn verify_tls13_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            Err(Error::General("not asked for".to_owned()))
-        }
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            vec![SignatureScheme::ECDSA_NISTP256_SHA256]
-        }
-    }
-
-    let look = Arc::new(Look::default());
-    let mut config = trusting(RootCertStore::empty(), ANY);
-    config.dangerous().set_certificate_verifier(Arc::clone(&look) as _);
-    let stream = TcpStream::connect(address).expect("connected");
-    assert!(over(stream, &Arc::new(config)).is_err());
-    look.0.lock().expect("a lock").take().expect("a certificate")
 }
 
 /// Waits until new connections are shown this certificate.

@@ -113,6 +113,7 @@ impl Book {
         group.counts.viewers += 1;
         viewer.phase = Phase::Live;
         viewer.next = 0;
+        viewer.ahead.clear();
         if !viewer.slow {
             self.rooms[usize::from(viewer.room)].expected += 1;
         }

@@ -307,6 +307,7 @@ fn plan(options: &FanoutOptions, transport: Transport, server: &Server, rooms: &
         secret: server.secret.clone(),
         user: "viewer-".into(),
         nice: 0,
+        priority: 0,
         patient: false,
     }
 }

@@ -211,6 +211,7 @@ pub(crate) fn measure(
         secret: String::new(),
         user: String::new(),
         nice: 0,
+        priority: 0,
         patient: false,
     };
     let mut fleet = Fleet::start(&wire, workers, deadline)?;

@@ -268,6 +268,7 @@ fn calm_plan(options: &JoinsOptions, server: &Server, rooms: &[String]) -> Plan 
         secret: server.secret.clone(),
         user: "calm-".into(),
         nice: 0,
+        priority: 0,
         patient: false,
     }
 }

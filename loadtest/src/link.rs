@@ -200,6 +200,7 @@ impl Phase<'_> {
             secret: self.server.secret.clone(),
             user: format!("{}-", self.transport.name()),
             nice: 0,
+            priority: 0,
             patient: false,
         }
     }

@@ -107,6 +107,8 @@ pub(crate) struct Plan {
     pub(crate) user: String,
     /// Added to the worker's nice value.
     pub(crate) nice: i32,
+    /// Real-time priority of the worker, where that is allowed; 0: none.
+    pub(crate) priority: u8,
     /// Viewers who are told when to come back do, and reconnect if need be.
     pub(crate) patient: bool,
 }

@@ -10,7 +10,8 @@
 //!
 //! The mapping of the viewer protocol is in docs/protocol.md: messages with a
 //! varint length on the control stream (ours, the first) and on the server's
-//! stream of important events, bare messages in datagrams.
+//! stream of important events, bare messages in datagrams. [`web`] is what
+//! WebTransport puts before these.
 
 pub(crate) mod clients;
 pub(crate) mod config;
@@ -19,6 +20,7 @@ pub(crate) mod inbox;
 pub(crate) mod sockets;
 #[cfg(test)]
 mod tests;
+mod web;
 
 /// Which way a message came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -195,6 +195,7 @@ impl Replay<'_> {
             secret: server.secret.clone(),
             user: "viewer-".into(),
             nice: 0,
+            priority: 0,
             patient: false,
         }
     }

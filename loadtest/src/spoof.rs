@@ -227,6 +227,7 @@ fn plan(options: &SpoofOptions, server: &Server, rooms: &[String]) -> Plan {
         secret: server.secret.clone(),
         user: "calm-".into(),
         nice: 0,
+        priority: 0,
         patient: false,
     }
 }

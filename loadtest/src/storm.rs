@@ -281,6 +281,7 @@ impl Calm {
             secret: server.secret.clone(),
             user: "calm-".into(),
             nice: 0,
+            priority: 0,
             patient: false,
         };
         let mut fleet = Fleet::start(&plan, 1, deadline)?;

@@ -14,6 +14,8 @@ pub(crate) enum Transport {
     Wss,
     /// Raw QUIC, protobuf.
     Quic,
+    /// WebTransport over HTTP/3, protobuf.
+    Webtransport,
 }
 
 impl Transport {
@@ -23,12 +25,18 @@ impl Transport {
             Transport::Ws => "ws",
             Transport::Wss => "wss",
             Transport::Quic => "quic",
+            Transport::Webtransport => "webtransport",
         }
+    }
+
+    /// Whether it runs over QUIC.
+    pub(crate) fn is_quic(self) -> bool {
+        matches!(self, Transport::Quic | Transport::Webtransport)
     }
 
     /// Descriptors that so many viewers take in the server.
     pub(crate) fn descriptors(self, viewers: u32) -> u32 {
-        if self == Transport::Quic { 0 } else { viewers }
+        if self.is_quic() { 0 } else { viewers }
     }
 }
 
@@ -49,8 +57,8 @@ pub(crate) struct Wire {
 impl Wire {
     /// Descriptors that so many viewers take in the client.
     pub(crate) fn descriptors(self, viewers: u32) -> u32 {
-        match (self.transport, self.sockets) {
-            (Transport::Quic, 1..) => self.sockets.min(viewers),
+        match (self.transport.is_quic(), self.sockets) {
+            (true, 1..) => self.sockets.min(viewers),
             _ => viewers,
         }
     }

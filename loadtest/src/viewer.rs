@@ -6,6 +6,8 @@
 //! `n` alone follow loss and repetition, from `t` the latency. A sample of the
 //! viewers parses everything beside that (`check`).
 
+use std::collections::BTreeMap;
+
 use crate::stream::Stream;
 
 /// What precedes the three numbers of our marker.
@@ -28,7 +30,7 @@ pub(crate) enum Phase {
     Closed,
 }
 
-/// One viewer: about ninety bytes.
+/// One viewer: about a hundred bytes.
 #[derive(Debug)]
 pub(crate) struct Viewer {
     /// Its socket while it is open; QUIC viewers have none.
@@ -49,6 +51,8 @@ pub(crate) struct Viewer {
     pub(crate) partial: Vec<u8>,
     /// Counter of the next event; before it is live, when the connection began.
     pub(crate) next: u64,
+    /// Copies that came before what they wait for: intended send times by counter.
+    pub(crate) ahead: BTreeMap<u64, u64>,
     /// Running digest of its frames.
     pub(crate) digest: u64,
     /// Frames in the digest; event 0 opens it, event 1 closes it.
@@ -74,6 +78,7 @@ impl Viewer {
             check,
             partial: Vec::new(),
             next: 0,
+            ahead: BTreeMap::new(),
             digest: 0,
             digest_frames: 0,
             digesting: false,

@@ -190,6 +190,9 @@ impl Worker {
     }
 
     fn prepare(&mut self, plan: Box<Plan>) -> Result<()> {
+        if plan.priority > 0 {
+            sys::run_first(plan.priority);
+        }
         if plan.nice != 0 {
             rustix::process::nice(plan.nice).context("nice")?;
         }
@@ -211,7 +214,7 @@ impl Worker {
                     || (share.slow && plan.check_every != 0);
                 let check = match (check, transport) {
                     (false, _) => UNCHECKED,
-                    (true, Transport::Quic) => self.book.add_lane_check(),
+                    (true, transport) if transport.is_quic() => self.book.add_lane_check(),
                     (true, _) => self.book.add_check(record),
                 };
                 self.viewers.push(Viewer::new(share.room, share.group, share.slow, check));
@@ -226,7 +229,7 @@ impl Worker {
                 number += 1;
             }
         }
-        if transport == Transport::Quic {
+        if transport.is_quic() {
             let registry = self.poll.registry();
             let driver = Driver::open(&plan, self.viewers.len(), FIRST_UDP, registry)?;
             self.quic = Some(Box::new(driver));
@@ -507,7 +510,7 @@ impl Worker {
 
 /// What a viewer says first, as its transport wants it.
 fn join_message(transport: Transport, room: &str, token: String) -> Vec<u8> {
-    if transport == Transport::Quic {
+    if transport.is_quic() {
         return quic::join(room, token);
     }
     let join = serde_json::json!({"join": {"room": room, "token": token}}).to_string();

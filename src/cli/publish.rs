@@ -9,10 +9,12 @@ use clap::Args;
 use http::StatusCode;
 
 use super::token::TokenSource;
+use super::trust::{self, TrustSource};
 use super::{room, runtime, terminal};
 use crate::auth::{Claims, Role};
-use crate::client::{Content, Failure, NewEvent, Outcome, Publisher, PublisherSettings};
+use crate::client::{Content, Failure, NewEvent, Outcome, Protocol, Publisher, PublisherSettings};
 use crate::engine::ids::RoomId;
+use crate::trust::Trust;
 
 /// Longer than the server takes for any answer by default.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -28,9 +30,12 @@ pub(super) struct Arguments {
     /// line of standard input.
     #[arg(allow_hyphen_values = true)]
     payload: String,
-    /// The server.
+    /// The server: http:// or https://.
     #[arg(long, default_value = "http://127.0.0.1:7400")]
     url: String,
+    /// http or grpc, both at the same address.
+    #[arg(long, default_value = "http", value_parser = protocol)]
+    protocol: Protocol,
     /// Merge key.
     #[arg(long)]
     key: Option<String>,
@@ -47,13 +52,23 @@ pub(super) struct Arguments {
     #[arg(long)]
     ttl_ms: Option<u64>,
     #[command(flatten)]
+    trust: TrustSource,
+    #[command(flatten)]
     token: TokenSource,
+}
+
+fn protocol(name: &str) -> Result<Protocol, String> {
+    match name {
+        "http" => Ok(Protocol::Http),
+        "grpc" => Ok(Protocol::Grpc),
+        _ => Err("allowed: http, grpc".to_owned()),
+    }
 }
 
 /// Publishes; fails if anything was refused.
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let runtime = runtime()?;
-    let publisher = runtime.block_on(async { start(arguments) })?;
+    let publisher = runtime.block_on(start(arguments))?;
     let mut refused = false;
     let mut publish = |payload: &str, id: &str| -> anyhow::Result<()> {
         let event = event(arguments, payload, id)?;
@@ -75,25 +90,29 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     Ok(if refused { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn start(arguments: &Arguments) -> anyhow::Result<Publisher> {
+async fn start(arguments: &Arguments) -> anyhow::Result<Publisher> {
     let base: http::Uri = arguments.url.parse().context("--url is not a URL")?;
-    if base.scheme_str() != Some("http") {
-        bail!("--url: only http:// (this command speaks no TLS; put the edge's own address)");
-    }
+    let (port, trust) = match base.scheme_str() {
+        Some("https") => (443, arguments.trust.believed(&arguments.url).await?.trust),
+        // Nobody's certificate is asked for.
+        _ => (80, Trust::System),
+    };
     let claims = Claims {
         user: "tidegate-publish".to_owned(),
         role: Role::Publisher,
         rooms: vec![arguments.room.to_string()],
         client: None,
     };
-    let token = arguments.token.token(&claims, base.port_u16().unwrap_or(80))?;
+    let token = arguments.token.token(&claims, base.port_u16().unwrap_or(port))?;
     let settings = PublisherSettings {
+        protocol: arguments.protocol,
+        trust,
         request_timeout: TIMEOUT,
         // One event at a time: there is nothing to wait for.
         linger: Duration::ZERO,
         ..PublisherSettings::new(&arguments.url, token)
     };
-    Ok(Publisher::start(settings)?)
+    Publisher::start(settings).context("--url")
 }
 
 fn event(arguments: &Arguments, text: &str, id: &str) -> anyhow::Result<NewEvent> {
@@ -133,8 +152,12 @@ fn describe(id: &str, outcome: &Outcome, url: &str) -> anyhow::Result<(String, b
             refused("shed", reason, Some(*retry_after))
         }
         Outcome::Expired => refused("expired", "its time to live ended before it was sent", None),
+        Outcome::Displaced => refused("displaced", "more important events took its place", None),
         Outcome::Abandoned => bail!("the publisher ended without an answer"),
         Outcome::Failed(Failure::Connect(_)) => bail!("no server answers at {url}"),
+        Outcome::Failed(failure @ Failure::Untrusted(_)) => {
+            bail!("{}\n{}", terminal::clean(&failure.to_string(), 500), trust::HINT)
+        }
         Outcome::Failed(Failure::Malformed { status }) => {
             let status = StatusCode::from_u16(*status).unwrap_or_default();
             bail!("{url} answered {status}, not as Tidegate does")
@@ -178,6 +201,8 @@ mod tests {
         let other = Outcome::Failed(Failure::Malformed { status: 404 });
         assert_eq!(line(other), "http://edge answered 404 Not Found, not as Tidegate does");
         assert_eq!(line(Outcome::Failed(Failure::Timeout)), "no answer in time");
+        let stranger = line(Outcome::Failed(Failure::Untrusted("UnknownIssuer".into())));
+        assert!(stranger.contains("UnknownIssuer\n") && stranger.contains("--ca"), "{stranger}");
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! `tidegate watch`: a room in the terminal, on the viewer library.
 
 mod json;
-mod trust;
 mod view;
 
 use std::convert::Infallible;
@@ -12,10 +11,10 @@ use anyhow::{Context as _, anyhow};
 use clap::Args;
 use tokio::sync::watch;
 
-use self::trust::{Believed, TrustSource};
 use self::view::View;
 use super::terminal::{self, Paint};
 use super::token::TokenSource;
+use super::trust::{self, Believed, TrustSource};
 use super::{room, runtime};
 use crate::auth::{Claims, Role};
 use crate::clock::Clock;
@@ -159,21 +158,26 @@ struct Screen {
     json: bool,
     view: View,
     clock: Clock,
+    /// It was told once what to do about a certificate.
+    hinted: bool,
     out: Box<dyn io::Write>,
 }
 
 impl Screen {
     fn new(json: bool, out: Box<dyn io::Write>) -> Self {
         let view = View::new(Paint { on: !json && terminal::colours() });
-        Self { json, view, clock: Clock::start(), out }
+        Self { json, view, clock: Clock::start(), hinted: false, out }
     }
 
     /// Shows where the connection is; false if nobody reads any more.
     fn status(&mut self, status: &mut watch::Receiver<Status>) -> bool {
         let status = status.borrow_and_update().clone();
-        if let Status::Waiting { why, again_in } = &status {
+        if let Status::Waiting { why, again_in, untrusted } = &status {
             let why = terminal::clean(why, 300);
             eprintln!("{why}; again in {:.1} s", again_in.as_secs_f64());
+            if *untrusted && !std::mem::replace(&mut self.hinted, true) {
+                eprintln!("{}", trust::HINT);
+            }
         }
         let lines = match self.json {
             true => json::status(&status).into_iter().collect(),

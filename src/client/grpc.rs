@@ -21,19 +21,20 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
-use super::Owned;
+use super::connector::Connector;
 use super::event::{Content, NewEvent};
-use super::http::Authorization;
+use super::http::{Authorization, innermost};
 use super::outcome::{Failure, Refusal};
 use super::transport::{Answer, EventResult, Whole};
+use super::{Owned, StartError};
 use crate::engine::ids::RoomId;
 use crate::engine::priority::AdmissionLevel;
+use crate::trust::{self, Trust};
 use crate::wire::proto::v1;
 
 const PUBLISH: &str = "/tidegate.v1.Publisher/Publish";
 /// Batches that wait for the stream's window; more wait for a place here.
 const OUTGOING: usize = 8;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a connection is asked whether it is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 
@@ -68,13 +69,16 @@ type End = Result<Whole, Failure>;
 
 impl Grpc {
     /// A server at `url`; connects when there is something to send.
-    pub(super) fn new(url: Uri, authorization: Authorization, timeout: Duration) -> Self {
-        let endpoint = Endpoint::from(url)
-            .connect_timeout(CONNECT_TIMEOUT.min(timeout))
-            .http2_keep_alive_interval(PING_INTERVAL)
-            .tcp_nodelay(true);
-        let stream = Arc::new(AsyncMutex::new(None));
-        Self { channel: endpoint.connect_lazy(), authorization, timeout, stream }
+    pub(super) fn new(
+        url: Uri,
+        trust: &Trust,
+        authorization: Authorization,
+        timeout: Duration,
+    ) -> Result<Self, StartError> {
+        let connector = Connector::new(&url, trust, b"h2", timeout)?;
+        let endpoint = Endpoint::from(url).http2_keep_alive_interval(PING_INTERVAL);
+        let channel = endpoint.connect_with_connector_lazy(connector);
+        Ok(Self { channel, authorization, timeout, stream: Arc::new(AsyncMutex::new(None)) })
     }
 
     /// See [`Transport::publish`](super::transport::Transport::publish).
@@ -122,7 +126,7 @@ impl Stream {
         let headers = request.metadata_mut().as_mut();
         headers.insert(header::AUTHORIZATION, authorization.clone());
         let mut grpc = tonic::client::Grpc::new(channel);
-        let lost = |error: tonic::transport::Error| Err(Failure::Connect(error.to_string()));
+        let lost = |error: tonic::transport::Error| Err(unreachable(&error));
         grpc.ready().await.map_err(lost)?;
         let path = PathAndQuery::from_static(PUBLISH);
         let opened = grpc.streaming(request, path, PublishCodec).await;
@@ -230,8 +234,16 @@ fn end(status: &Status, opening: bool) -> End {
         ) => Ok(refused(code.to_owned(), reason.to_owned(), temporary)),
         // Whoever answers there does not know the method.
         (None, Code::Unimplemented) => Err(Failure::Malformed { status: 404 }),
-        _ if opening && temporary => Err(Failure::Connect(text.to_owned())),
+        _ if opening && temporary => Err(unreachable(status)),
         _ => Err(Failure::Broken(text.to_owned())),
+    }
+}
+
+/// Why there is no connection. The outer errors do not say.
+fn unreachable(error: &(dyn std::error::Error + 'static)) -> Failure {
+    match trust::is_distrust(error) {
+        true => Failure::Untrusted(innermost(error)),
+        false => Failure::Connect(innermost(error)),
     }
 }
 

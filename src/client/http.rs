@@ -4,31 +4,41 @@ use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode, Uri};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::time::timeout;
 
+use super::StartError;
+use super::connector::Connector;
 use super::event::{NewEvent, write_json};
 use super::outcome::{Failure, Refusal};
 use super::priorities::Table;
 use super::transport::{Answer, EventResult, Whole, read_level, read_table};
 use crate::engine::ids::RoomId;
+use crate::trust::{self, Trust};
 
 /// Longest answer that is read, in bytes. A thousand results with the longest
 /// ids and reasons stay below it.
 const MAX_ANSWER: usize = 4 << 20;
 /// Connections to the server that are kept while nothing is sent.
 const IDLE_CONNECTIONS: usize = 8;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time after which one of them is closed.
+const IDLE: Duration = Duration::from_secs(90);
 
 /// A server's HTTP interface.
 #[derive(Debug, Clone)]
 pub(super) struct Http {
-    client: reqwest::Client,
+    client: Client<Connector, Full<Bytes>>,
     /// Without a slash at its end.
     base: Arc<str>,
     authorization: Authorization,
+    timeout: Duration,
 }
 
 /// What requests carry as `authorization`; may be replaced at any time.
@@ -87,27 +97,28 @@ struct ErrorBody {
 }
 
 impl Http {
-    /// A server at `base` (`http://host:port`), whose answers may take `timeout`.
+    /// A server at `base` (`https://host:port`), whose answers may take `timeout`.
     pub(super) fn new(
-        base: &str,
+        base: &Uri,
+        trust: &Trust,
         authorization: Authorization,
         timeout: Duration,
-    ) -> Result<Self, reqwest::Error> {
-        let client = reqwest::Client::builder()
-            .timeout(timeout)
-            .connect_timeout(CONNECT_TIMEOUT.min(timeout))
+    ) -> Result<Self, StartError> {
+        let connector = Connector::new(base, trust, b"http/1.1", timeout)?;
+        // It follows no redirect: what that leads to is not the server whose level
+        // is learned.
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(IDLE_CONNECTIONS)
-            // What a redirect leads to is not the server whose level is learned.
-            .redirect(reqwest::redirect::Policy::none())
-            .build()?;
-        let base = base.trim_end_matches('/').into();
-        Ok(Self { client, base, authorization })
+            .build(connector);
+        let base = base.to_string().trim_end_matches('/').into();
+        Ok(Self { client, base, authorization, timeout })
     }
 
     /// See [`Transport::table`](super::transport::Transport::table).
     pub(super) async fn table(&self) -> Result<Option<Table>, Failure> {
-        let request = self.client.get(format!("{}/v1/admission", self.base));
-        let (status, _, body) = self.exchange(request).await?;
+        let (status, _, body) = self.exchange(Method::GET, "/v1/admission", Vec::new()).await?;
         match status {
             StatusCode::OK => match read_table(&body) {
                 Some(table) => Ok(Some(table)),
@@ -134,28 +145,41 @@ impl Http {
             count += 1;
         }
         body.extend_from_slice(b"]}");
-        let request = self.client.post(format!("{}/v1/rooms/{room}/events", self.base));
-        let json = HeaderValue::from_static("application/json");
-        let request = request.header(CONTENT_TYPE, json).body(body);
-        let (status, headers, body) = self.exchange(request).await?;
+        let path = format!("/v1/rooms/{room}/events");
+        let (status, headers, body) = self.exchange(Method::POST, &path, body).await?;
         read_answer(status, &headers, &body, count)
     }
 
     async fn exchange(
         &self,
-        request: reqwest::RequestBuilder,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
     ) -> Result<(StatusCode, HeaderMap, Vec<u8>), Failure> {
-        let request = request.header(AUTHORIZATION, self.authorization.get());
-        let mut response = request.send().await.map_err(|error| failure(&error))?;
-        let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error))? {
-            if body.len() + chunk.len() > MAX_ANSWER {
-                return Err(Failure::Malformed { status: status.as_u16() });
-            }
-            body.extend_from_slice(&chunk);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base))
+            .header(AUTHORIZATION, self.authorization.get());
+        if !body.is_empty() {
+            request = request.header(CONTENT_TYPE, "application/json");
         }
-        Ok((status, headers, body))
+        let request = request.body(Full::from(body));
+        let request = request.map_err(|error| Failure::Broken(error.to_string()))?;
+        let exchange = async {
+            let response = self.client.request(request).await.map_err(|error| failure(&error))?;
+            let (head, mut response) = response.into_parts();
+            let mut body = Vec::new();
+            while let Some(frame) = response.frame().await {
+                let frame = frame.map_err(|error| Failure::Broken(innermost(&error)))?;
+                let Ok(chunk) = frame.into_data() else { continue };
+                if body.len() + chunk.len() > MAX_ANSWER {
+                    return Err(Failure::Malformed { status: head.status.as_u16() });
+                }
+                body.extend_from_slice(&chunk);
+            }
+            Ok((head.status, head.headers, body))
+        };
+        timeout(self.timeout, exchange).await.unwrap_or(Err(Failure::Timeout))
     }
 }
 
@@ -164,18 +188,18 @@ fn busy(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
 }
 
-fn failure(error: &reqwest::Error) -> Failure {
-    if error.is_connect() {
+fn failure(error: &hyper_util::client::legacy::Error) -> Failure {
+    if trust::is_distrust(error) {
+        Failure::Untrusted(innermost(error))
+    } else if error.is_connect() {
         Failure::Connect(innermost(error))
-    } else if error.is_timeout() {
-        Failure::Timeout
     } else {
         Failure::Broken(innermost(error))
     }
 }
 
-/// What the outer errors wrap: the URL and "error sending request" say nothing.
-fn innermost(error: &dyn std::error::Error) -> String {
+/// What the outer errors wrap: "client error (Connect)" says nothing.
+pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;

@@ -22,6 +22,9 @@ pub enum Outcome {
     },
     /// Its time to live ended before it could be sent.
     Expired,
+    /// It was not sent: the publisher's queue was full, and what came or waited
+    /// was more important. The same id may be published again.
+    Displaced,
     /// There was no answer to use. Whether the room has it is unknown; the same
     /// id may be sent again.
     Failed(Failure),
@@ -53,6 +56,10 @@ pub enum Failure {
     /// Nobody listens at the address.
     #[error("no connection: {0}")]
     Connect(String),
+    /// The server's certificate is not believed; see
+    /// [`PublisherSettings::trust`](super::PublisherSettings).
+    #[error("the server's certificate is not believed: {0}")]
+    Untrusted(String),
     /// The answer did not come in time.
     #[error("no answer in time")]
     Timeout,
@@ -73,6 +80,8 @@ impl Failure {
     pub const fn temporary(&self) -> bool {
         match self {
             Failure::Connect(_) | Failure::Timeout | Failure::Broken(_) => true,
+            // It takes people to change that.
+            Failure::Untrusted(_) => false,
             // An answer that was cut or spoilt on its way, or somebody between us
             // and the server who says that it is not there.
             Failure::Malformed { status } => matches!(status, 200 | 408 | 429 | 500..=599),
@@ -83,8 +92,9 @@ impl Failure {
 /// Why an event is not taken up at all. Nothing of it is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum PublishError {
-    /// As many events or bytes wait as may; see
-    /// [`PublisherSettings`](super::PublisherSettings).
+    /// As many events or bytes are held as may be
+    /// ([`PublisherSettings`](super::PublisherSettings)), and nothing less
+    /// important waits.
     #[error("the publisher's queue is full")]
     QueueFull,
     /// The publisher's task is gone.

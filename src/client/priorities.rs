@@ -11,9 +11,10 @@
 //! key), and every minute: that bounds what a wrong clock on this side, or a
 //! change of the server's configuration, can do.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::places::Tiers;
 use crate::engine::ids::Tier;
 use crate::engine::level::HourKey;
 use crate::engine::priority::Priority;
@@ -32,9 +33,7 @@ const PAUSE_UNKNOWN: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub(super) struct Table {
     /// Tiers by kind.
-    pub(super) kinds: HashMap<String, Tier>,
-    /// Tier of every other kind.
-    pub(super) unknown: Tier,
+    pub(super) tiers: Arc<Tiers>,
     /// What user levels rest on.
     pub(super) key: HourKey,
 }
@@ -88,9 +87,9 @@ impl Priorities {
     /// The kind's tier; the lowest while there is no table.
     pub(super) fn tier(&mut self, kind: &str) -> Tier {
         let Some(table) = &self.table else { return Tier::LOWEST };
-        table.kinds.get(kind).copied().unwrap_or_else(|| {
+        table.tiers.known(kind).unwrap_or_else(|| {
             self.ask_at = self.ask_at.min(self.asked + PAUSE_UNKNOWN);
-            table.unknown
+            table.tiers.unknown
         })
     }
 
@@ -116,7 +115,8 @@ mod tests {
 
     fn table(now: Time) -> Table {
         let key = LevelKey::from_seed(7).hour(now);
-        Table { kinds: HashMap::from([("chat".to_owned(), Tier(3))]), unknown: Tier(63), key }
+        let kinds = [("chat".to_owned(), Tier(3))].into();
+        Table { tiers: Arc::new(Tiers { kinds, unknown: Tier(63) }), key }
     }
 
     fn tier(priorities: &mut Priorities, kind: &str, now: Time) -> Option<Tier> {

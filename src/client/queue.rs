@@ -8,8 +8,12 @@
 //! among equals the earlier. A room has one request under way at most, so that
 //! what is accepted keeps its order, and so that batches grow by themselves when
 //! answers take longer.
+//!
+//! When something has to give way it is the least important that waits, and of
+//! equals the newest of a room; rooms take turns in that.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::time::Duration;
 
 use crate::engine::ids::{RoomId, Tier};
@@ -45,6 +49,12 @@ struct Line<T> {
     busy: bool,
 }
 
+impl<T> Line<T> {
+    fn worst(&self) -> Option<Tier> {
+        self.waiting.last_key_value().map(|((tier, _), _)| *tier)
+    }
+}
+
 /// See the module's documentation.
 ///
 /// [`take`](Self::take) makes a room busy until [`free`](Self::free). Rooms
@@ -55,6 +65,10 @@ pub(super) struct Queue<T> {
     rooms: HashMap<RoomId, Line<T>>,
     lingering: BTreeSet<(Time, RoomId)>,
     ready: BTreeSet<(Rank, RoomId)>,
+    /// Rooms by the tier of the least important that waits there.
+    worst: BTreeMap<Tier, BTreeSet<RoomId>>,
+    /// Where something gave way last.
+    gave_way: Option<RoomId>,
     len: usize,
 }
 
@@ -65,6 +79,8 @@ impl<T> Queue<T> {
             rooms: HashMap::new(),
             lingering: BTreeSet::new(),
             ready: BTreeSet::new(),
+            worst: BTreeMap::new(),
+            gave_way: None,
             len: 0,
         }
     }
@@ -81,11 +97,70 @@ impl<T> Queue<T> {
             place: Place::Aside,
             busy: false,
         });
+        let worst = line.worst();
         line.bytes += bytes;
         let before = line.waiting.insert(rank, (bytes, item));
         debug_assert!(before.is_none(), "ranks are unique");
         self.len += 1;
+        let now_worst = line.worst();
+        self.rank(room, worst, now_worst);
         self.settle(room, now);
+    }
+
+    /// Tier of the least important that waits.
+    pub(super) fn worst(&self) -> Option<Tier> {
+        self.worst.last_key_value().map(|(tier, _)| *tier)
+    }
+
+    /// Takes the least important out that waits.
+    pub(super) fn pop_worst(&mut self) -> Option<T> {
+        let (_, rooms) = self.worst.last_key_value()?;
+        let after = self.gave_way.take().map_or(Bound::Unbounded, Bound::Excluded);
+        let next = rooms.range((after, Bound::Unbounded)).next().or_else(|| rooms.first());
+        let room = next?.clone();
+        let line = self.rooms.get_mut(&room)?;
+        let worst = line.worst();
+        let (_, (bytes, item)) = line.waiting.pop_last()?;
+        line.bytes -= bytes;
+        self.len -= 1;
+        let now_worst = line.worst();
+        self.rank(&room, worst, now_worst);
+        if now_worst.is_none() {
+            self.step_aside(&room);
+        }
+        self.gave_way = Some(room);
+        Some(item)
+    }
+
+    /// A room's least important has become another.
+    fn rank(&mut self, room: &RoomId, before: Option<Tier>, after: Option<Tier>) {
+        if before == after {
+            return;
+        }
+        if let Some(tier) = before
+            && let Some(rooms) = self.worst.get_mut(&tier)
+        {
+            rooms.remove(room);
+            if rooms.is_empty() {
+                self.worst.remove(&tier);
+            }
+        }
+        if let Some(tier) = after {
+            self.worst.entry(tier).or_default().insert(room.clone());
+        }
+    }
+
+    /// The last of a line gave way: there is nothing to send.
+    fn step_aside(&mut self, room: &RoomId) {
+        let Some(line) = self.rooms.get_mut(room) else { return };
+        match std::mem::replace(&mut line.place, Place::Aside) {
+            Place::Lingering(time) => drop(self.lingering.remove(&(time, room.clone()))),
+            Place::Ready(rank) => drop(self.ready.remove(&(rank, room.clone()))),
+            Place::Aside => {}
+        }
+        if !line.busy {
+            self.rooms.remove(room);
+        }
     }
 
     /// When [`take`](Self::take) has something that it has not now.
@@ -105,6 +180,7 @@ impl<T> Queue<T> {
         let line = self.rooms.get_mut(&room)?;
         line.place = Place::Aside;
         line.busy = true;
+        let worst = line.worst();
         let (mut batch, mut bytes) = (Vec::new(), 0);
         while let Some(first) = line.waiting.first_entry() {
             let size = first.get().0;
@@ -117,6 +193,8 @@ impl<T> Queue<T> {
         }
         line.bytes -= bytes;
         self.len -= batch.len();
+        let now_worst = line.worst();
+        self.rank(&room, worst, now_worst);
         Some((room, batch))
     }
 
@@ -144,6 +222,7 @@ impl<T> Queue<T> {
     pub(super) fn drain(&mut self) -> Vec<T> {
         self.lingering.clear();
         self.ready.clear();
+        self.worst.clear();
         self.len = 0;
         let lines = self.rooms.drain().flat_map(|(_, line)| line.waiting.into_values());
         lines.map(|(_, item)| item).collect()
@@ -273,6 +352,37 @@ mod tests {
         assert!(q.take(at(0)).is_some() && q.take(at(0)).is_some());
     }
 
+    #[test]
+    fn the_least_important_gives_way_and_rooms_take_turns() {
+        let mut q = queue(10, 1_000);
+        for (order, (name, tier)) in
+            [("a", 5), ("a", 5), ("b", 5), ("b", 1), ("c", 3)].into_iter().enumerate()
+        {
+            push(&mut q, name, tier, order as u64, 1, at(0));
+        }
+        assert_eq!(q.worst(), Some(Tier(5)));
+        let out: Vec<_> = std::iter::from_fn(|| q.pop_worst()).collect();
+        // Of tier 5: the newest of a, the one of b, what is left of a.
+        assert_eq!(out, [1, 2, 0, 4, 3]);
+        assert!(q.rooms.is_empty() && q.worst.is_empty(), "nothing is kept of a room at rest");
+        assert!(q.ready.is_empty() && q.lingering.is_empty() && q.len() == 0);
+    }
+
+    #[test]
+    fn a_line_whose_last_event_gave_way_is_not_sent() {
+        let mut q = queue(10, 1_000);
+        push(&mut q, "a", 0, 1, 1, at(0));
+        assert_eq!(q.pop_worst(), Some(1));
+        assert_eq!((q.take(at(99)), q.next_due()), (None, None));
+        // Of a room with a request under way, too.
+        push(&mut q, "a", 0, 2, 1, at(0));
+        assert_eq!(q.take(at(0)), Some((room("a"), vec![2])));
+        push(&mut q, "a", 3, 3, 1, at(0));
+        assert_eq!(q.pop_worst(), Some(3));
+        q.free(&room("a"), at(1));
+        assert!(q.take(at(99)).is_none() && q.rooms.is_empty());
+    }
+
     proptest! {
         #[test]
         fn everything_comes_out_once_and_equals_of_a_room_in_order(
@@ -280,11 +390,18 @@ mod tests {
         ) {
             let mut q = queue(4, 300);
             let mut tiers = HashMap::new();
-            let (mut now, mut out, mut busy) = (0, Vec::new(), Vec::new());
+            let (mut now, mut out, mut busy, mut gave_way) = (0, Vec::new(), Vec::new(), 0);
             for (order, (name, tier, bytes, passes, take)) in pushes.iter().enumerate() {
                 now += passes;
                 tiers.insert(order as u64, (*name, *tier));
                 push(&mut q, &name.to_string(), *tier, order as u64, *bytes, at(now));
+                if bytes % 7 == 0 {
+                    let worst = q.worst();
+                    let out_of = q.pop_worst().map(|order| (order, tiers.remove(&order)));
+                    let tier = out_of.and_then(|(_, of)| of).map(|(_, tier)| Tier(tier));
+                    prop_assert_eq!(tier, worst);
+                    gave_way += usize::from(worst.is_some());
+                }
                 if *take && let Some((name, batch)) = q.take(at(now)) {
                     prop_assert!(!busy.contains(&name), "one request for each room");
                     prop_assert!(!batch.is_empty() && batch.len() <= 4);
@@ -308,7 +425,8 @@ mod tests {
                 let before = last.insert(tiers[order], *order);
                 prop_assert!(before.is_none_or(|before| before < *order));
             }
-            prop_assert_eq!(out.len(), pushes.len());
+            prop_assert_eq!(out.len() + gave_way, pushes.len());
+            prop_assert!(q.worst.is_empty());
             prop_assert!(q.rooms.is_empty() && q.ready.is_empty() && q.lingering.is_empty());
         }
     }

@@ -17,7 +17,7 @@ const OTHER: &str = "other";
 pub struct PublisherStats {
     /// Events taken up by `publish`.
     pub taken: u64,
-    /// Events not taken up because the queue was full.
+    /// Events not taken up because the queue was full of what is as important.
     pub queue_full: u64,
     /// Events accepted.
     pub accepted: u64,
@@ -27,6 +27,8 @@ pub struct PublisherStats {
     pub shed_locally: u64,
     /// Events whose time to live ended here.
     pub expired: u64,
+    /// Events that gave way when the queue was full.
+    pub displaced: u64,
     /// Events without a usable answer.
     pub failed: u64,
     /// Events given up at the end.
@@ -57,6 +59,7 @@ impl PublisherStats {
             + self.rejections()
             + self.shed_locally
             + self.expired
+            + self.displaced
             + self.failed
             + self.abandoned;
         self.taken.saturating_sub(ended)
@@ -74,6 +77,7 @@ impl PublisherStats {
             }
             Outcome::ShedLocally { .. } => self.shed_locally += 1,
             Outcome::Expired => self.expired += 1,
+            Outcome::Displaced => self.displaced += 1,
             Outcome::Failed(_) => self.failed += 1,
             Outcome::Abandoned => self.abandoned += 1,
         }

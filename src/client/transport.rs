@@ -1,6 +1,7 @@
 //! How requests reach a server.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -10,6 +11,7 @@ use super::event::NewEvent;
 use super::grpc::Grpc;
 use super::http::Http;
 use super::outcome::{Failure, Refusal};
+use super::places::Tiers;
 use super::priorities::Table;
 use crate::engine::ids::{RoomId, Tier};
 use crate::engine::level::HourKey;
@@ -113,7 +115,8 @@ pub(super) fn read_table(body: &[u8]) -> Option<Table> {
     let ends = Time::from_micros(body.user_levels.valid_until_ms.saturating_mul(1_000));
     let tier = |tier: u8| Tier(tier.min(Tier::LOWEST.0));
     let kinds = body.kinds.into_iter().map(|(kind, number)| (kind, tier(number))).collect();
-    Some(Table { kinds, unknown: tier(body.unknown_kind), key: HourKey::from_bits(bits, ends) })
+    let tiers = Arc::new(Tiers { kinds, unknown: tier(body.unknown_kind) });
+    Some(Table { tiers, key: HourKey::from_bits(bits, ends) })
 }
 
 #[cfg(test)]
@@ -146,7 +149,7 @@ mod tests {
             "unknown_kind":63,"user_levels":{"key":"000000000000000000000000000000ff",
             "valid_until_ms":1700000000000}}"#;
         let table = read_table(good.as_bytes()).unwrap();
-        assert_eq!((table.kinds["chat"], table.kinds["odd"]), (Tier(3), Tier(63)));
+        assert_eq!((table.tiers.kinds["chat"], table.tiers.kinds["odd"]), (Tier(3), Tier(63)));
         assert_eq!(table.key.to_bits(), 255);
         assert_eq!(table.key.ends(), Time::from_millis(1_700_000_000_000));
         for (from, to) in [("ff\"", "f\""), ("ff\"", "fg\""), ("\"00", "\"+0"), ("kinds", "x")] {

@@ -4,19 +4,21 @@
 //! tasks of their own, so that whatever ends the task ends all of them. (A gRPC
 //! stream has a task that reads it; the transport owns it, and this one that.)
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use super::PublisherSettings;
 use super::event::NewEvent;
+use super::later::Later;
 use super::levels::{Known, Levels};
 use super::outcome::{Failure, Outcome};
+use super::places::{Bounds, Places, Waits};
 use super::priorities::{Priorities, Table};
 use super::queue::{Limits, Queue};
 use super::stats::Shared;
@@ -48,7 +50,9 @@ pub(super) struct Held {
     pub(super) last: Option<Outcome>,
     pub(super) reply: oneshot::Sender<Outcome>,
     /// Its share of the queue's bounds.
-    pub(super) _places: [OwnedSemaphorePermit; 2],
+    pub(super) places: Places,
+    /// There while it waits, and may give way.
+    pub(super) waits: Option<Waits>,
 }
 
 impl Held {
@@ -76,11 +80,12 @@ pub(super) struct Worker {
     clock: Clock,
     transport: Transport,
     shared: Arc<Shared>,
+    bounds: Arc<Bounds>,
     inbox: mpsc::Receiver<Held>,
     arrivals: u64,
     queue: Queue<Held>,
-    /// Events to be sent again, by when.
-    later: BTreeMap<(Time, u64), Held>,
+    /// Events to be sent again.
+    later: Later<Held>,
     /// Parts of batches that were too large, last part first.
     parts: HashMap<RoomId, Vec<Vec<Held>>>,
     requests: FuturesUnordered<Request>,
@@ -100,7 +105,7 @@ impl Worker {
         settings: PublisherSettings,
         clock: Clock,
         transport: Transport,
-        shared: Arc<Shared>,
+        (shared, bounds): (Arc<Shared>, Arc<Bounds>),
         inbox: mpsc::Receiver<Held>,
     ) -> Self {
         let now = clock.now();
@@ -113,10 +118,11 @@ impl Worker {
             clock,
             transport,
             shared,
+            bounds,
             inbox,
             arrivals: 0,
             queue: Queue::new(limits),
-            later: BTreeMap::new(),
+            later: Later::default(),
             parts: HashMap::new(),
             requests: FuturesUnordered::new(),
             batches: 0,
@@ -164,21 +170,72 @@ impl Worker {
     fn arrive(&mut self, mut held: Held, now: Time) {
         held.order = self.arrivals;
         self.arrivals += 1;
-        self.enqueue(held, now);
+        if !held.places.beyond {
+            return self.enqueue(held, now);
+        }
+        match self.make_way(&held, now) {
+            Some(places) => {
+                held.places = places;
+                self.enqueue(held, now);
+            }
+            None => self.end(held, Outcome::Displaced),
+        }
     }
 
-    fn enqueue(&mut self, held: Held, now: Time) {
-        let rank = (self.priorities.tier(&held.event.kind), held.order);
+    fn enqueue(&mut self, mut held: Held, now: Time) {
+        let tier = self.priorities.tier(&held.event.kind);
+        held.waits = Some(self.bounds.wait(tier));
         let room = held.room.clone();
-        self.queue.push(&room, rank, held.bytes, held, now);
+        self.queue.push(&room, (tier, held.order), held.bytes, held, now);
+    }
+
+    /// Places for a newcomer, of what is less important than it: the least
+    /// important first, and of that what waits to be sent again. `None` if what is
+    /// there does not make as much free; then nothing gives way.
+    fn make_way(&mut self, newcomer: &Held, now: Time) -> Option<Places> {
+        let tier = self.priorities.tier(&newcomer.event.kind);
+        let (mut going, mut bytes) = (Vec::new(), 0);
+        while bytes < newcomer.bytes {
+            let (queue, later) = (self.queue.worst(), self.later.worst());
+            let worst = queue.max(later).filter(|worst| *worst > tier);
+            let next = match worst {
+                Some(_) if later >= queue => {
+                    self.later.pop_worst().map(|(due, held)| (Some(due), held))
+                }
+                Some(_) => self.queue.pop_worst().map(|held| (None, held)),
+                None => None,
+            };
+            let Some((due, held)) = next else {
+                // Rare: one that is larger than all that is less important.
+                for (due, held) in going {
+                    match due {
+                        Some(due) => self.postpone(held, due),
+                        None => self.enqueue(held, now),
+                    }
+                }
+                return None;
+            };
+            bytes += held.places.bytes();
+            going.push((due, held));
+        }
+        let places = going.into_iter().map(|(_, held)| self.give_way(held)).collect();
+        Places::of(places, newcomer.bytes)
+    }
+
+    /// Ends an event and hands over its places.
+    fn give_way(&self, held: Held) -> Places {
+        let Held { places, reply, last, .. } = held;
+        // If it was sent before, that attempt's end says more.
+        let outcome = last.unwrap_or(Outcome::Displaced);
+        self.shared.count(|stats| stats.end(&outcome));
+        // Whoever dropped the receipt does not want to know.
+        let _ = reply.send(outcome);
+        places
     }
 
     /// Puts back in line what is to be sent again now.
     fn wake(&mut self, now: Time) {
-        while let Some(first) = self.later.first_entry()
-            && first.key().0 <= now
-        {
-            let held = first.remove();
+        while let Some(held) = self.later.pop_due(now) {
             self.enqueue(held, now);
         }
     }
@@ -252,6 +309,7 @@ impl Worker {
         self.events += batch.len();
         for held in &mut batch {
             held.attempts += 1;
+            held.waits = None;
         }
         self.shared.count(|stats| stats.requests += 1);
         let transport = self.transport.clone();
@@ -272,6 +330,7 @@ impl Worker {
                 match answer {
                     Ok(Some(table)) => {
                         self.shared.count(|stats| stats.tables += 1);
+                        self.bounds.learn(Arc::clone(&table.tiers));
                         self.priorities.received(table, now);
                     }
                     Ok(None) => self.priorities.missing(false, now),
@@ -358,7 +417,13 @@ impl Worker {
             return;
         }
         held.last = Some(outcome);
-        self.later.insert((due, held.order), held);
+        self.postpone(held, due);
+    }
+
+    fn postpone(&mut self, mut held: Held, due: Time) {
+        let tier = self.priorities.tier(&held.event.kind);
+        held.waits = Some(self.bounds.wait(tier));
+        self.later.push(due, held.order, tier, held);
     }
 
     /// A batch was too large: its halves go one after the other. The queue's own
@@ -394,7 +459,7 @@ impl Worker {
         let deadline = now + self.settings.close_timeout;
         self.closing = Some(deadline);
         self.queue.hurry(now);
-        for (_, held) in self.later.split_off(&(deadline, 0)) {
+        for held in self.later.split_off(deadline) {
             self.end_with_last(held);
         }
     }
@@ -408,7 +473,7 @@ impl Worker {
     /// What is left has no outcome of its own any more.
     fn abandon(&mut self) {
         let parts = std::mem::take(&mut self.parts).into_values().flatten().flatten();
-        let later = std::mem::take(&mut self.later).into_values();
+        let later = self.later.drain();
         for held in self.queue.drain().into_iter().chain(parts).chain(later) {
             self.end_with_last(held);
         }
@@ -429,7 +494,7 @@ impl Worker {
     fn next_turn(&self, now: Time) -> Time {
         let room_to_send = self.batches < self.settings.in_flight.max(1);
         let line = self.queue.next_due().filter(|_| room_to_send);
-        let again = self.later.first_key_value().map(|((due, _), _)| *due);
+        let again = self.later.next_due();
         let asking = self.asking || self.closing.is_some();
         let table = (!asking).then(|| self.priorities.ask_at());
         // Something to wait for, however long.

@@ -7,6 +7,16 @@ use serde::{Deserialize, Serialize};
 use super::section;
 use super::validate::Check;
 
+/// What is taken for a sign that a viewer's path is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Congestion {
+    /// A loss while packets queue on the way, or very many losses.
+    Discerning,
+    /// Every loss (RFC 9438).
+    Cubic,
+}
+
 section! {
 /// `[quic]`: viewers over QUIC and WebTransport, on the UDP port of
 /// `server.listen`; see docs/transports.md. What `[websocket]` says of messages,
@@ -41,6 +51,22 @@ pub struct Quic {
     /// their own stream; a viewer that takes less is closed, to come back.
     /// Default 256 KiB.
     pub important_bytes: usize = 262_144,
+    /// What is taken for a sign that a viewer's path is full: `"discerning"`, a loss
+    /// while packets queue on the way, or very many; `"cubic"`, every loss. See
+    /// docs/transports.md. Default `"discerning"`.
+    pub congestion: Congestion = Congestion::Discerning,
+    /// Bytes per second and viewer of copies of important events, which go to
+    /// viewers whose path loses packets; see docs/transports.md. Default 16 KiB; 0:
+    /// no copies.
+    pub copy_bytes_per_second: u32 = 16_384,
+    /// Milliseconds between an important event and its copy: losses come in bursts.
+    /// Default 20.
+    pub copy_after_ms: u64 = 20,
+    /// A path loses while more than one packet in so many is lost. Default 100.
+    pub copy_one_lost_in: u32 = 100,
+    /// Milliseconds there and back below which a path gets no copies: it repairs
+    /// losses soon enough. Default 50.
+    pub copy_min_rtt_ms: u64 = 50,
 }
 }
 
@@ -69,6 +95,10 @@ pub(super) fn check(quic: &Quic, most: usize, check: &mut Check) {
     check.range("quic.receive_window_bytes", quic.receive_window_bytes, 4_096..=1 << 28);
     check.range("quic.datagram_bytes", quic.datagram_bytes, 1_500..=1 << 24);
     check.range("quic.important_bytes", quic.important_bytes, 4_096..=1 << 30);
+    check.range("quic.copy_bytes_per_second", quic.copy_bytes_per_second, 0..=1 << 24);
+    check.range("quic.copy_after_ms", quic.copy_after_ms, 1..=1_000);
+    check.range("quic.copy_one_lost_in", quic.copy_one_lost_in, 1..=10_000);
+    check.range("quic.copy_min_rtt_ms", quic.copy_min_rtt_ms, 0..=10_000);
     if (quic.receive_window_bytes as usize) < most {
         let value = format!("is {}", quic.receive_window_bytes);
         let allowed = format!("at least websocket.max_message_bytes, {most}");

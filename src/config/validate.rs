@@ -221,6 +221,7 @@ fn ingress(config: &Config, check: &mut Check) {
     check.range("ingress.max_history_events", ingress.max_history_events, 1..=1_000_000);
     check.range("ingress.http2_streams", ingress.http2_streams, 1..=10_000);
     check.range("ingress.grpc_in_flight", ingress.grpc_in_flight, 1..=10_000);
+    check.range("ingress.slice_us", ingress.slice_us, 50..=1_000_000);
 }
 
 fn limits(config: &Config, check: &mut Check) {

@@ -15,27 +15,32 @@
 //! - `scale`, from which callers are told, with every answer, how much the queue
 //!   can take at this moment.
 //! - `fairness`, by which a room that takes more than its share yields first.
-//! - `repeats`, by which asking again at once is not asking anew.
+//! - `capacity`, how fast work gets done, which says at once when that changes.
+//! - `recent`, by which asking again at once is not asking anew, and what was let in
+//!   once is seen through.
 //!
 //! Everything is counted in *cost*: estimated microseconds of work. The
 //! estimate may be off by a factor, as long as it is off alike for all: what
 //! the server gets done is measured in the same unit.
 
+mod capacity;
 mod controller;
 pub mod cost;
 mod demand;
+mod entry;
 mod fairness;
 mod queue;
-mod repeats;
+mod recent;
 mod scale;
 
 use std::time::Duration;
 
 use self::controller::Controller;
 pub use self::controller::Verdict;
+pub use self::entry::{AdmissionStats, Entry, Shed};
 use self::fairness::Fairness;
 use self::queue::{Waiting, WorkQueue};
-use self::repeats::Repeats;
+use self::recent::Recent;
 use super::ids::Tier;
 use super::priority::{AdmissionLevel, Priority};
 use super::time::Time;
@@ -43,12 +48,13 @@ use super::time::Time;
 /// Constants of the law. The defaults are the paper's where it names one.
 #[derive(Debug, Clone)]
 pub struct AdmissionSettings {
-    /// Work that may wait under overload.
+    /// Work that may wait under overload, or eight requests of the mean cost if that is
+    /// more: a queue of a few is full and empty by chance.
     pub queue: Duration,
     /// Work that may wait while there is no overload: a queue that is empty
     /// again soon does no harm, and chance alone fills a server at 90 % of its
     /// capacity beyond [`queue`](Self::queue) every few seconds. In the simulation
-    /// 110 ms refused some of that load, 140 ms none; more only delays the onset.
+    /// 120 ms refuses none of that load in the median seed; more only delays the onset.
     pub burst: Duration,
     /// Entries that may wait in any case: the bound on memory.
     pub max_entries: usize,
@@ -83,7 +89,7 @@ impl Default for AdmissionSettings {
     fn default() -> Self {
         Self {
             queue: Duration::from_millis(40),
-            burst: Duration::from_millis(140),
+            burst: Duration::from_millis(120),
             max_entries: 65_536,
             window: Duration::from_secs(1),
             window_requests: 2_000,
@@ -100,78 +106,17 @@ impl Default for AdmissionSettings {
     }
 }
 
-/// A request that wants in.
-#[derive(Debug)]
-pub struct Entry<T> {
-    /// What is to be done.
-    pub item: T,
-    /// How important it is.
-    pub priority: Priority,
-    /// Whose share it uses; a hash.
-    pub room: u64,
-    /// Estimated work in microseconds, above 0.
-    pub cost: f64,
-    /// When it reached the socket.
-    pub arrived: Time,
-    /// Not worth starting after this.
-    pub deadline: Option<Time>,
-}
-
-/// Why an entry was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Shed {
-    /// It lies behind the level.
-    Level,
-    /// The queue was full, and everything in it mattered more; or it waited
-    /// longer than a full queue takes.
-    Evicted,
-    /// Its deadline passed while it waited.
-    Expired,
-}
-
-impl Shed {
-    /// All reasons, in the order of their index.
-    pub const ALL: [Shed; 3] = [Shed::Level, Shed::Evicted, Shed::Expired];
-
-    /// Name in metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Shed::Level => "level",
-            Shed::Evicted => "evicted",
-            Shed::Expired => "expired",
-        }
-    }
-}
-
-/// What became of requests, by tier. Everything offered is in exactly one of
-/// started, shed, and (not here) still waiting.
-#[derive(Debug, Clone)]
-pub struct AdmissionStats {
-    /// Requests offered.
-    pub offered: [u64; 64],
-    /// Requests taken for processing.
-    pub started: [u64; 64],
-    /// Requests refused, by [`Shed`].
-    pub shed: [[u64; 64]; 3],
-    /// Requests a dry run let pass, by [`Shed`].
-    pub would_shed: [[u64; 64]; 3],
-}
-
-impl Default for AdmissionStats {
-    fn default() -> Self {
-        let none = [0; 64];
-        Self { offered: none, started: none, shed: [none; 3], would_shed: [none; 3] }
-    }
-}
-
 /// See the module's documentation.
 pub struct Admission<T> {
     settings: AdmissionSettings,
     queue: WorkQueue<T>,
     controller: Controller,
     fairness: Fairness,
-    repeats: Repeats,
+    /// Refused by the level a moment ago, and served.
+    refused: Recent,
+    served: Recent,
+    /// What requests cost, on average of late.
+    mean_cost: f64,
     /// The short bound holds: the long one was reached, and the queue has not
     /// been empty under an open level since.
     strict: bool,
@@ -201,7 +146,9 @@ impl<T> Admission<T> {
             settings,
             queue: WorkQueue::new(),
             fairness: Fairness::new(now),
-            repeats: Repeats::new(),
+            refused: Recent::new(REFUSED),
+            served: Recent::new(SERVED),
+            mean_cost: 0.0,
             strict: false,
             kept_bound: now,
             onset: None,
@@ -218,15 +165,17 @@ impl<T> Admission<T> {
     /// `shed`, the newcomer included.
     pub fn offer(&mut self, entry: Entry<T>, now: Time, shed: &mut Vec<(Entry<T>, Shed)>) {
         self.stats.offered[tier(&entry)] += 1;
+        self.mean_cost += (entry.cost - self.mean_cost) * MEAN_WEIGHT;
         let place = self.fairness.place(&self.settings, entry.room, entry.priority);
         self.settle_rest(now);
         let before = now.since(entry.arrived);
-        self.controller.arrived(place, entry.cost, before, self.backlog_micros());
+        self.controller.arrived(place, entry.cost, before, self.pressure());
         self.fairness.arrived(entry.room, entry.cost);
-        let again = self.repeats.stands(entry.priority, now);
+        let begun = self.served.holds(entry.priority, now);
+        let again = !begun && self.refused.holds(entry.priority, now);
         if !self.admits(place, entry.room, again) {
             if !self.settings.dry_run {
-                self.repeats.refused(entry.priority, now);
+                self.refused.note(entry.priority, now);
                 return self.refuse(entry, Shed::Level, shed);
             }
             self.stats.would_shed[Shed::Level as usize][tier(&entry)] += 1;
@@ -235,6 +184,7 @@ impl<T> Admission<T> {
         if self.queue.len() == 0 {
             self.stalled = Some(now);
         }
+        let place = if begun { Priority::at(place.tier(), 0.0) } else { place };
         self.queue.push(place, entry, now);
         if self.queue.len() > 1 {
             self.controller.waits();
@@ -249,7 +199,7 @@ impl<T> Admission<T> {
             let Some(Waiting { place, since, entry }) = self.pop(now) else {
                 self.stalled = None;
                 self.starved = true;
-                self.controller.drained();
+                self.controller.drained(now);
                 self.strict &= !self.controller.level().is_open();
                 return None;
             };
@@ -278,6 +228,7 @@ impl<T> Admission<T> {
             self.starved = false;
             self.stalled = (self.queue.len() > 0).then_some(now);
             self.controller.started(entry.cost, waited, now);
+            self.served.note(entry.priority, now);
             self.stats.started[tier(&entry)] += 1;
             return Some(entry);
         }
@@ -291,25 +242,49 @@ impl<T> Admission<T> {
     fn pop(&mut self, now: Time) -> Option<Waiting<T>> {
         self.oldest_first = !self.oldest_first;
         let waited = self.queue.oldest().map_or(Duration::ZERO, |since| now.since(since));
-        let oldest = if self.level().is_open() {
-            self.oldest_first && waited > self.settings.queue
+        let bound = self.short_bound();
+        let late = if self.level().is_open() {
+            self.oldest_first && waited > bound
         } else {
-            let bound = self.settings.queue.as_micros() as f64;
-            waited > self.settings.queue / 2 && self.backlog_micros() <= FULL * bound
+            let full = FULL * bound.as_micros() as f64;
+            waited > bound / 2 && self.backlog_micros() <= full
         };
         let protected = self.queue.best().is_some_and(|place| self.protects(place));
-        if oldest && !protected { self.queue.pop_oldest() } else { self.queue.pop_best() }
+        if late && !protected { self.queue.pop_oldest() } else { self.queue.pop_best() }
     }
 
-    /// How long an entry may have waited under a level. Right after an onset what is
-    /// safe waits its turn: everybody sends again then, and no other server has room.
+    /// How long an entry may have waited under a level. While the level is new, what is
+    /// safe waits its turn, and so does what has begun: everybody sends again then, and no
+    /// other server has room.
     fn patience(&self, place: Priority, now: Time) -> Duration {
+        let bound = self.short_bound();
         let onset = self.onset.is_some_and(|at| now.since(at) < ONSET);
-        if onset && self.controller.safe().admits(place) {
-            self.settings.queue * ONSET_PATIENCE
+        let unsettled = self.controller.is_unsettled(now);
+        if self.controller.safe().admits(place) && (onset || unsettled) {
+            bound * SAFE_PATIENCE
+        } else if has_begun(place) && unsettled {
+            bound * BEGUN_PATIENCE
         } else {
-            self.settings.queue
+            bound
         }
+    }
+
+    /// Work that may wait under overload, or eight requests of the mean cost if that is
+    /// more: a queue of a few is full and empty by chance. a queue that holds but a few requests is full
+    /// and empty by chance.
+    fn short_bound(&self) -> Duration {
+        if !self.controller.has_measured() {
+            return self.settings.queue;
+        }
+        let few = FEW * self.mean_cost / self.controller.capacity().max(LEAST_CAPACITY);
+        self.settings.queue.max(Duration::from_micros(few as u64))
+    }
+
+    /// How long the queue is, as microseconds of one that may hold what the settings say.
+    fn pressure(&self) -> f64 {
+        let stretched =
+            self.short_bound().as_secs_f64() / self.settings.queue.as_secs_f64().max(1e-6);
+        self.backlog_micros() / stretched.max(1.0)
     }
 
     fn protects(&self, place: Priority) -> bool {
@@ -383,7 +358,7 @@ impl<T> Admission<T> {
         if self.settings.dry_run {
             return AdmissionLevel::OPEN;
         }
-        self.pinned.unwrap_or_else(|| self.controller.advised(self.backlog_micros()))
+        self.pinned.unwrap_or_else(|| self.controller.advised(self.pressure()))
     }
 
     /// The same as callers of one room should apply it.
@@ -403,7 +378,7 @@ impl<T> Admission<T> {
         self.stats.offered[tier] += 1;
         self.stats.shed[Shed::Level as usize][tier] += 1;
         let place = self.fairness.place(&self.settings, room, priority);
-        self.controller.arrived(place, cost, Duration::ZERO, self.backlog_micros());
+        self.controller.arrived(place, cost, Duration::ZERO, self.pressure());
         self.fairness.arrived(room, cost);
     }
 
@@ -481,7 +456,7 @@ impl<T> Admission<T> {
         if again && !self.level().is_open() && !self.controller.safe().admits(priority) {
             return false;
         }
-        let told = || self.controller.advised(self.backlog_micros());
+        let told = || self.controller.advised(self.pressure());
         self.level().admits(priority) || self.pinned.is_none() && told().admits(priority)
     }
 
@@ -492,8 +467,9 @@ impl<T> Admission<T> {
         let work = |bound: Duration| bound.as_micros() as f64 * capacity;
         let measured = self.controller.has_measured();
         let overfull = measured && self.queue.work() > work(self.settings.burst);
-        if self.queue.work() <= work(self.settings.queue) {
+        if self.queue.work() <= work(self.short_bound()) {
             self.kept_bound = now;
+            self.controller.kept_bound(now);
         }
         if overfull && !self.strict {
             self.controller.overfull();
@@ -502,7 +478,7 @@ impl<T> Admission<T> {
             }
         }
         self.strict |= overfull || !self.level().is_open();
-        let short = work(self.settings.queue);
+        let short = work(self.short_bound());
         let long = if self.strict { SAFE_QUEUE * short } else { work(self.settings.burst) };
         while measured
             && self.queue.len() > 1
@@ -551,20 +527,34 @@ pub fn retry_after(load: f64, draw: u64) -> Duration {
 /// this many times as long.
 const FULL: f64 = 1.1;
 /// A queue of nothing but safe tiers may be this many times as long.
-const SAFE_QUEUE: f64 = 1.5;
+const SAFE_QUEUE: f64 = 4.0;
 /// A queue that grows from its short bound to its long one faster than this is an
 /// onset: of the default bounds, at 1.7 times the capacity. A slow rise finds a queue
 /// full of what is safe, which would wait for long and lose nothing by going elsewhere.
 const STEEP: Duration = Duration::from_millis(150);
-/// For how long after an onset what is safe may wait for so many times the queue. In
-/// the simulation 0.8 % of it was lost in the first second with this, and 1.1 %
-/// without.
+/// For how long after an onset what is safe may wait for so many times the queue, and
+/// while the level is new what has begun.
 const ONSET: Duration = Duration::from_secs(1);
-const ONSET_PATIENCE: u32 = 4;
+const SAFE_PATIENCE: u32 = 4;
+const BEGUN_PATIENCE: u32 = 2;
+/// Requests that the queue holds at least, whatever they cost.
+const FEW: f64 = 8.0;
+/// Weight of a request in the mean cost.
+const MEAN_WEIGHT: f64 = 1.0 / 64.0;
+/// How long a refusal stands: what [`retry_after`] asks for at least.
+const REFUSED: Duration = Duration::from_millis(50);
+/// For how long the next call of what was served is recognised. Tasks of the simulation
+/// take 100 to 200 ms.
+const SERVED: Duration = Duration::from_millis(300);
 /// A capacity below this is no measurement, in work per microsecond.
 const LEAST_CAPACITY: f64 = 1e-3;
 /// A backlog is told up to this, in microseconds.
 const MOST_BACKLOG: f64 = 3.6e9;
+
+/// Whether a place is the front of its tier, where the next calls of what has begun stand.
+fn has_begun(place: Priority) -> bool {
+    place == Priority::at(place.tier(), 0.0)
+}
 
 fn tier<T>(entry: &Entry<T>) -> usize {
     usize::from(entry.priority.tier().0)

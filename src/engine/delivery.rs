@@ -80,6 +80,12 @@ impl Cut {
         }
     }
 
+    /// What is withheld, as `withheld` of a frame says it.
+    #[must_use]
+    pub const fn withheld(self) -> u32 {
+        self as u32
+    }
+
     /// Whether totals are left.
     #[must_use]
     pub const fn keeps_totals(self) -> bool {

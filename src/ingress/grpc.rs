@@ -1,6 +1,6 @@
 //! gRPC: `tidegate.v1.Publisher/Publish`, one stream of requests and one of
 //! answers. `proto/tidegate/v1/publisher.proto` is the interface, docs/grpc.md
-//! tells how it behaves.
+//! tells how it behaves. Beside it `grpc.health.v1.Health` (`health`).
 //!
 //! A stream is a state machine that the response body drives: it takes a message
 //! only while fewer than `ingress.grpc_in_flight` wait for their room, and it is
@@ -9,9 +9,12 @@
 //! stops there; nothing of it queues here.
 //!
 //! Events of one stream reach a room in the order in which they were sent, since
-//! a message is handed over whole before the next is taken.
+//! a message has its [turn](super::turns) and is handed over whole before the
+//! next is taken.
 
 mod codec;
+mod deadline;
+mod health;
 mod message;
 
 use std::collections::HashSet;
@@ -30,10 +33,13 @@ use tonic::codec::Streaming;
 use tonic::server::{Grpc, StreamingService};
 use tonic::{Code, Status};
 
-use self::codec::PublishCodec;
+use self::codec::Answering;
+use self::deadline::{Deadline, Restart};
 use self::message::{Envelope, Sealed, answer, refusal};
 use super::answer::ApiError;
-use super::intake::{Api, Batch, Head, Pending, bearer, may_publish, room_of, too_many_events};
+use super::intake::{
+    Api, Batch, Head, Pending, bearer, may_publish, room_of, too_many_events, turn,
+};
 use crate::auth::Grant;
 use crate::engine::mark::Way;
 use crate::wire::proto::v1;
@@ -59,8 +65,13 @@ pub async fn serve(
     request: Request<Body>,
     place: impl Send + 'static,
 ) -> Result<Response<Body>, ApiError> {
-    if request.uri().path() != PUBLISH {
-        let reason = "the only method is tidegate.v1.Publisher/Publish";
+    let path = request.uri().path();
+    if health::is_asked(path) {
+        let state = health::State { ready: api.ready.clone(), leaving };
+        return Ok(health::serve(state, request, place).await);
+    }
+    if path != PUBLISH {
+        let reason = "there is tidegate.v1.Publisher/Publish, and grpc.health.v1.Health";
         return Err(ApiError::new(StatusCode::NOT_FOUND, "unknown_method", reason));
     }
     let grant = bearer(&api, request.headers())?;
@@ -70,8 +81,12 @@ pub async fn serve(
     }
     let open = Open::new(&api, place);
     let max_message = api.max_body;
-    let call = Call(Some(Begun { api, grant, leaving, open }));
-    let mut grpc = Grpc::new(PublishCodec).max_decoding_message_size(max_message);
+    let (head, body) = request.into_parts();
+    let (body, restart) = Deadline::new(body, api.timeout);
+    let request = Request::from_parts(head, body);
+    let call = Call(Some(Begun { api, grant, leaving, restart, open }));
+    let codec = Answering::<v1::PublishResponse>::default();
+    let mut grpc = Grpc::new(codec).max_decoding_message_size(max_message);
     Ok(grpc.streaming(call, request).await.map(Body::new))
 }
 
@@ -122,6 +137,7 @@ struct Begun {
     api: Arc<Api>,
     grant: Grant,
     leaving: watch::Receiver<bool>,
+    restart: Restart,
     open: Open,
 }
 
@@ -140,9 +156,11 @@ impl StreamingService<Bytes> for Call {
             Some(begun) => {
                 let talk = Talk {
                     api: begun.api,
-                    grant: begun.grant,
+                    grant: Arc::new(begun.grant),
                     leaving: begun.leaving,
+                    restart: begun.restart,
                     messages: request.into_inner(),
+                    asked: None,
                     work: FuturesUnordered::new(),
                     numbers: HashSet::new(),
                     end: None,
@@ -161,6 +179,15 @@ impl StreamingService<Bytes> for Call {
 
 type Answer = Pin<Box<dyn Future<Output = v1::PublishResponse> + Send>>;
 
+/// A request's ids, and its events on their way.
+type Taken = Result<(Vec<String>, Pending), ApiError>;
+
+/// A request that waits for its turn, or is about to be read.
+struct Asked {
+    number: u64,
+    taken: Pin<Box<dyn Future<Output = Taken> + Send>>,
+}
+
 /// Why no further message is taken.
 enum End {
     /// The caller has sent all it wants.
@@ -174,9 +201,12 @@ enum End {
 /// One stream. Call [`Talk::next`] for each answer until it gives none.
 struct Talk {
     api: Arc<Api>,
-    grant: Grant,
+    grant: Arc<Grant>,
     leaving: watch::Receiver<bool>,
+    restart: Restart,
     messages: Streaming<Bytes>,
+    /// While there is one, no further message is taken.
+    asked: Option<Asked>,
     /// Requests whose events are with their rooms.
     work: FuturesUnordered<Answer>,
     /// Their numbers: an answer must say whose it is.
@@ -187,8 +217,11 @@ struct Talk {
 
 impl Talk {
     async fn next(&mut self) -> Option<Result<v1::PublishResponse, Status>> {
+        // Nothing was read while the last answer was not taken.
+        self.restart.resumed();
         loop {
-            let reads = self.end.is_none() && self.work.len() < self.api.in_flight;
+            let full = self.asked.is_some() || self.work.len() >= self.api.in_flight;
+            let reads = self.end.is_none() && !full;
             tokio::select! {
                 biased;
                 Some(answer) = self.work.next(), if !self.work.is_empty() => {
@@ -197,6 +230,12 @@ impl Talk {
                 }
                 Ok(()) = self.leaving.changed(), if self.end.is_none() => {
                     self.end = Some(End::Leaving);
+                }
+                (number, taken) = read(&mut self.asked), if self.asked.is_some() => {
+                    self.asked = None;
+                    // Nor was anything read while it waited.
+                    self.restart.resumed();
+                    self.answer(number, taken);
                 }
                 message = self.messages.message(), if reads => {
                     self.take(message);
@@ -224,7 +263,12 @@ impl Talk {
         let bytes = match message {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return self.end = Some(End::Done),
-            Err(status) => return self.end = Some(End::Broken(readable(status))),
+            Err(status) => {
+                if status.code() == Code::DeadlineExceeded {
+                    self.count("message_timeout");
+                }
+                return self.end = Some(End::Broken(readable(status)));
+            }
         };
         if self.grant.expired(self.api.clock.now()) {
             let status = Status::unauthenticated("token_expired: the token has expired");
@@ -239,10 +283,16 @@ impl Talk {
             let reason = "bad_request_number: a request has a number of its own from 1";
             return self.end = Some(End::Broken(Status::invalid_argument(reason)));
         }
+        let (api, grant) = (Arc::clone(&self.api), Arc::clone(&self.grant));
+        let taken = async move { begin(&api, &grant, envelope, bytes.len()).await };
+        self.asked = Some(Asked { number, taken: Box::pin(taken) });
+    }
+
+    /// Answers a request when its room has.
+    fn answer(&mut self, number: u64, taken: Taken) {
         let api = Arc::clone(&self.api);
-        let begun = begin(&self.api, &self.grant, envelope);
         self.work.push(Box::pin(async move {
-            let done = match begun {
+            let done = match taken {
                 Ok((ids, pending)) => {
                     let verdicts = pending.verdicts(&api).await;
                     verdicts.map(|(verdicts, admission)| answer(number, ids, verdicts, admission))
@@ -259,6 +309,14 @@ impl Talk {
     }
 }
 
+/// The request that has asked for its turn.
+async fn read(asked: &mut Option<Asked>) -> (u64, Taken) {
+    match asked {
+        Some(asked) => (asked.number, asked.taken.as_mut().await),
+        None => std::future::pending().await,
+    }
+}
+
 /// tonic has its own code for a message over the limit; gRPC's other
 /// implementations agree on this one.
 fn readable(status: Status) -> Status {
@@ -268,17 +326,21 @@ fn readable(status: Status) -> Status {
     status
 }
 
-/// Sends a request's events to their room; returns their ids beside.
-fn begin(api: &Api, grant: &Grant, envelope: Envelope) -> Result<(Vec<String>, Pending), ApiError> {
+/// Sends a request's events to their room when its turn comes; returns their ids
+/// beside. It came in so many bytes.
+async fn begin(api: &Api, grant: &Grant, envelope: Envelope, bytes: usize) -> Taken {
     if envelope.too_many {
         return Err(too_many_events(api));
     }
     let room = room_of(grant, &envelope.room)?;
+    let (turn, waited) = turn(api, grant, &room, bytes).await?;
+    let begun = api.clock.now();
     // A stream lives for hours: its `traceparent` would make one trace of all.
-    let mut batch = Batch::new(api, grant, room, envelope.events.len()).from(Way::Grpc, None);
+    let batch = Batch::new(api, grant, room, envelope.events.len(), (waited, begun));
+    let mut batch = batch.from(Way::Grpc, None);
     let mut ids = Vec::with_capacity(envelope.events.len());
-    for bytes in envelope.events {
-        let sealed = match Sealed::read(bytes) {
+    for event in envelope.events {
+        let sealed = match Sealed::read(event) {
             Ok(sealed) => sealed,
             Err(error) => {
                 batch.reject("bad_event", error.to_string());
@@ -295,7 +357,9 @@ fn begin(api: &Api, grant: &Grant, envelope: Envelope) -> Result<(Vec<String>, P
         }
         ids.push(sealed.id);
     }
-    Ok((ids, batch.hand_over()))
+    let pending = batch.hand_over();
+    turn.read(bytes, api.clock.now().since(begun));
+    Ok((ids, pending))
 }
 
 #[cfg(test)]
@@ -313,6 +377,7 @@ mod tests {
     use crate::engine::priority::{AdmissionLevel, Advice};
     use crate::ingress::intake::{RoomAdvice, Verdict};
     use crate::ingress::stats::EdgeStats;
+    use crate::ingress::turns::Turns;
     use crate::limits::CallerLimits;
     use crate::shard::peers::{Inbox, LocalShards, Message, Standing};
     use crate::trace::{Watch, WatchSettings};
@@ -343,29 +408,54 @@ mod tests {
             max_history: 100,
             in_flight: 64,
             timeout: second,
+            turns: Turns::new(second),
+            ready: watch::channel(true).1,
         };
         (api, inboxes)
     }
 
-    /// What becomes of a request for a gift and a chat whose bodies are garbage.
-    fn garbage(api: &Api) -> Vec<Verdict> {
+    fn publisher(api: &Api) -> Grant {
         let now = api.clock.now();
         let claims =
             Claims { user: "im".into(), role: Role::Operator, rooms: vec![], client: None };
         let token = api.auth.mint(&claims, Duration::from_secs(9), now).expect("minted");
-        let grant = api.auth.verify(&token, now).expect("good");
+        api.auth.verify(&token, now).expect("good")
+    }
+
+    /// A request for a gift and a chat whose bodies are garbage.
+    fn two_events() -> Envelope {
         let events = ["gift", "chat"].map(|kind| {
             let body = Bytes::from_static(b"\xff\xff");
             let sealed = Sealed { id: kind.into(), kind: kind.into(), body, ..Default::default() };
             sealed.encode_to_vec().into()
         });
-        let room = "r".to_owned();
-        let envelope = Envelope { request: 1, room, events: events.into(), too_many: false };
-        let (ids, pending) = begin(api, &grant, envelope).expect("taken");
-        assert_eq!(ids, ["gift", "chat"]);
+        Envelope { request: 1, room: "r".into(), events: events.into(), too_many: false }
+    }
+
+    /// What becomes of it.
+    fn garbage(api: &Api) -> Vec<Verdict> {
+        let grant = publisher(api);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let verdicts = pending.verdicts(api);
+        let verdicts = async {
+            let (ids, pending) = begin(api, &grant, two_events(), 100).await.expect("taken");
+            assert_eq!(ids, ["gift", "chat"]);
+            pending.verdicts(api).await
+        };
         runtime.expect("a runtime").block_on(verdicts).expect("no event was handed over").0
+    }
+
+    #[tokio::test]
+    async fn a_request_is_not_read_before_its_turn() {
+        let (api, _inboxes) = api();
+        let room = RoomId::new("r").expect("a name");
+        let long = api.turns.wait("somebody else", &room, 1 << 30).await;
+        let grant = publisher(&api);
+        let mut begun = Box::pin(begin(&api, &grant, two_events(), 100));
+        assert!(futures_util::poll!(begun.as_mut()).is_pending());
+        assert_eq!(api.stats.refused.iter().map(|n| n.load(Ordering::Relaxed)).sum::<u64>(), 0);
+        assert_eq!(api.turns.turn(), 0);
+        assert!(begun.await.is_ok());
+        long.read(1, Duration::from_nanos(1));
     }
 
     fn codes(verdicts: &[Verdict]) -> Vec<&str> {

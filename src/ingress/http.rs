@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use axum::http::{HeaderMap, Method, Response, StatusCode};
 use axum::response::IntoResponse as _;
 use axum::routing::get;
 use bytes::BytesMut;
+
 use http_body_util::BodyExt as _;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -25,7 +26,7 @@ use tokio::time::timeout;
 use super::advice;
 use super::answer::{Admission, ApiError, json};
 use super::intake::{
-    Api, Batch, Head, Verdict, bearer, may_publish, room_of, too_many_events, wait,
+    Api, Batch, Head, Verdict, bearer, may_publish, room_of, too_many_events, turn, wait,
 };
 use crate::auth::Grant;
 use crate::engine::draft::Draft;
@@ -175,14 +176,17 @@ async fn take(api: &Api, room: &str, request: Request) -> Result<Response<Body>,
     require_json(request.headers())?;
     let parent = request.headers().get("traceparent");
     let parent = parent.and_then(|value| Parent::parse(value.to_str().ok()?));
+    let told = usize::try_from(request.body().size_hint().lower()).unwrap_or(usize::MAX);
+    let (turn, waited) = turn(api, &grant, &room, told).await?;
     let body = read_body(api, request).await?;
+    let begun = api.clock.now();
     let parsed: PublishBody<'_> = serde_json::from_slice(&body).map_err(|error| {
         ApiError::new(StatusCode::BAD_REQUEST, "malformed_body", error.to_string())
     })?;
     if parsed.events.len() > api.max_events {
         return Err(too_many_events(api));
     }
-    let batch = Batch::new(api, &grant, room, parsed.events.len());
+    let batch = Batch::new(api, &grant, room, parsed.events.len(), (waited, begun));
     let mut batch = batch.from(Way::Http, parent);
     for event in &parsed.events {
         let head = Head { id: &event.id, kind: &event.kind, user: &event.user };
@@ -195,6 +199,7 @@ async fn take(api: &Api, room: &str, request: Request) -> Result<Response<Body>,
         }
     }
     let pending = batch.hand_over();
+    turn.read(body.len(), api.clock.now().since(begun));
     let (verdicts, admission) = pending.verdicts(api).await?;
     let results = parsed.events.iter().zip(verdicts);
     let results = results.map(|(event, verdict)| ResultBody::of(&event.id, verdict)).collect();

@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, StatusCode};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use super::answer::ApiError;
 use super::stats::EdgeStats;
+use super::turns::{Turn, Turns};
 use crate::auth::{Authenticator, Grant, Role};
 use crate::clock::Clock;
 use crate::engine::admission::retry_after;
@@ -66,6 +67,10 @@ pub struct Api {
     pub in_flight: usize,
     /// A request must be read and answered within this.
     pub timeout: Duration,
+    /// Whose request is read next.
+    pub turns: Turns,
+    /// Whether the server is ready for traffic, as `/readyz` says.
+    pub ready: watch::Receiver<bool>,
 }
 
 /// What became of one event.
@@ -166,6 +171,27 @@ pub fn too_many_events(api: &Api) -> ApiError {
     ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "too_many_events", reason)
 }
 
+/// Waits until a request of `bytes` or more is to be read, and says for how long.
+///
+/// # Errors
+/// It would have to wait longer than a request may take.
+pub async fn turn<'a>(
+    api: &'a Api,
+    grant: &Grant,
+    room: &RoomId,
+    bytes: usize,
+) -> Result<(Turn<'a>, Duration), ApiError> {
+    let asked = api.clock.now();
+    let wait = api.turns.wait(&grant.user, room, bytes.min(api.max_body));
+    let Ok(turn) = timeout(api.timeout, wait).await else {
+        let reason = "more was sent to this room than was read in time; nothing was taken";
+        return Err(ApiError::temporary(StatusCode::SERVICE_UNAVAILABLE, "busy", reason));
+    };
+    let waited = api.clock.now().since(asked);
+    api.stats.request_waited(waited);
+    Ok((turn, waited))
+}
+
 /// What can be read of an event before its content is decoded.
 #[derive(Debug, Clone, Copy)]
 pub struct Head<'a> {
@@ -261,10 +287,17 @@ pub struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    /// A request of `count` events. They are counted against the limits of the
-    /// caller here and now.
+    /// A request of `count` events that waited so long for its
+    /// [turn](super::turns), and whose reading began at `begun`. They are counted
+    /// against the limits of the caller here and now.
     #[must_use]
-    pub fn new(api: &'a Api, grant: &Grant, room: RoomId, count: usize) -> Self {
+    pub fn new(
+        api: &'a Api,
+        grant: &Grant,
+        room: RoomId,
+        count: usize,
+        (waited, begun): (Duration, Time),
+    ) -> Self {
         let now = api.clock.now();
         let events = u32::try_from(count).unwrap_or(u32::MAX);
         let limited = api.limits.take(Some(&grant.user), grant.client_type(), events, now).err();
@@ -272,9 +305,9 @@ impl<'a> Batch<'a> {
             gate: Gate::of(api, &room, now),
             api,
             room,
-            begun: now,
+            begun,
             // It lay in its socket for as long as a task waits at present.
-            now: now - api.stats.lag(),
+            now: now - api.stats.lag() - waited,
             limited,
             marker: None,
             mark: None,

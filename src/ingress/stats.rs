@@ -52,8 +52,16 @@ pub const REFUSALS: [&str; 11] = [
 ];
 
 /// What requests of gRPC streams were answered with, as metrics name it.
-pub const GRPC_RESULTS: [&str; 6] =
-    ["answered", "bad_room", "forbidden_room", "too_many_events", "request_timeout", "draining"];
+pub const GRPC_RESULTS: [&str; 8] = [
+    "answered",
+    "bad_room",
+    "forbidden_room",
+    "too_many_events",
+    "request_timeout",
+    "message_timeout",
+    "busy",
+    "draining",
+];
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
@@ -77,6 +85,12 @@ pub struct EdgeStats {
     pub requests: [[AtomicU64; STATUSES.len()]; ROUTES.len()],
     /// By [`REFUSALS`].
     pub refused: [AtomicU64; REFUSALS.len()],
+    /// Requests that wait for their turn to be read.
+    pub waiting: AtomicU64,
+    /// How long requests waited, in microseconds.
+    pub waited_micros: AtomicU64,
+    /// Requests that were read.
+    pub read: AtomicU64,
     /// gRPC streams that are open.
     pub grpc_streams: AtomicU64,
     /// By [`GRPC_RESULTS`].
@@ -88,6 +102,12 @@ impl EdgeStats {
     #[must_use]
     pub fn lag(&self) -> Duration {
         Duration::from_micros(self.lag_micros.load(Ordering::Relaxed))
+    }
+
+    /// Counts a request that waited so long before it was read.
+    pub fn request_waited(&self, waited: Duration) {
+        self.waited_micros.fetch_add(waited.as_micros() as u64, Ordering::Relaxed);
+        self.read.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts an answered request.

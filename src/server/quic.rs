@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use quinn_proto::ServerConfig;
@@ -20,6 +21,7 @@ use crate::tls::Identity;
 use crate::transport::quic::crypto::{self, SECRET_BYTES};
 use crate::transport::quic::driver::Driver;
 use crate::transport::quic::endpoint::Endpoint;
+use crate::transport::quic::peer::copies;
 use crate::transport::quic::settings::Settings;
 use crate::transport::quic::socket::{self, DatagramSocket};
 use crate::transport::quic::steer::{self, Handover, MOST_SHARDS, Stray};
@@ -70,6 +72,13 @@ impl Shared {
             receive_window: quic.receive_window_bytes,
             datagram_bytes: quic.datagram_bytes,
             important_bytes: quic.important_bytes,
+            congestion: quic.congestion,
+            copies: copies::Rules {
+                after: Duration::from_millis(quic.copy_after_ms),
+                min_rtt: Duration::from_millis(quic.copy_min_rtt_ms),
+                one_in: quic.copy_one_lost_in,
+                bytes_per_second: quic.copy_bytes_per_second,
+            },
             retry_above: quic.retry_above,
             max_handshakes: quic.max_handshakes,
             max_connections: quic.max_connections,

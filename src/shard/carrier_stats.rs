@@ -4,6 +4,44 @@
 /// session, a page from elsewhere, or nothing that is served.
 pub const SESSIONS: [&str; 3] = ["accepted", "foreign_origin", "bad_handshake"];
 
+/// What became of copies of important events, for viewers whose path loses packets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CopyStats {
+    /// Sent.
+    pub sent: u64,
+    /// Not, for the viewer had its share.
+    pub budget: u64,
+    /// Not, for it does not fit into a datagram.
+    pub too_large: u64,
+    /// Not, for the viewer takes no datagrams.
+    pub unsupported: u64,
+    /// Not, for what was sent before still waits.
+    pub congested: u64,
+}
+
+impl CopyStats {
+    /// Adds another's.
+    fn absorb(&mut self, other: &CopyStats) {
+        self.sent += other.sent;
+        self.budget += other.budget;
+        self.too_large += other.too_large;
+        self.unsupported += other.unsupported;
+        self.congested += other.congested;
+    }
+
+    /// With their names in metrics.
+    #[must_use]
+    pub fn by_result(&self) -> [(&'static str, u64); 5] {
+        [
+            ("sent", self.sent),
+            ("budget", self.budget),
+            ("too_large", self.too_large),
+            ("unsupported", self.unsupported),
+            ("congested", self.congested),
+        ]
+    }
+}
+
 /// What a carrier has done since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CarrierStats {
@@ -39,6 +77,8 @@ pub struct CarrierStats {
     pub strays_lost: u64,
     /// Answers without a connection that the kernel had no room for.
     pub answers_lost: u64,
+    /// Copies of important events.
+    pub copies: CopyStats,
     /// Requests over HTTP/3, by [`SESSIONS`].
     pub sessions: [u64; SESSIONS.len()],
 }
@@ -62,6 +102,7 @@ impl CarrierStats {
         self.ignored += other.ignored;
         self.strays_lost += other.strays_lost;
         self.answers_lost += other.answers_lost;
+        self.copies.absorb(&other.copies);
         for (sum, more) in self.sessions.iter_mut().zip(other.sessions) {
             *sum += more;
         }

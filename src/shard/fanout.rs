@@ -144,7 +144,9 @@ fn turn(
                 result => refused(result, member.viewer, &frame, viewers, stats, now),
             }
         }
-        viewers.flush_carried();
+        if carried {
+            viewers.flush_carried();
+        }
         job.cursor = batch;
         job.whole += whole as u32;
         now = clock.now();

@@ -21,7 +21,7 @@ use crate::wire::Format;
 use crate::wire::message::ServerMessage;
 use crate::wire::shared::{Compression, SharedFrame};
 
-/// How often those who are behind are looked for.
+/// Shortest time between two looks for those who are behind.
 const EVERY: Duration = Duration::from_millis(100);
 
 /// Pulls a second that viewers are told to spread themselves to.
@@ -43,17 +43,27 @@ pub(super) fn ack_slot(key: ViewerKey) -> Slot {
 #[derive(Debug)]
 pub(super) struct Chase {
     rooms: Vec<u32>,
-    next: Time,
+    /// When the first of them is due, unless it was looked at just before. Waking
+    /// for nothing is not free: a thread that has slept runs cold code.
+    next: Option<Time>,
+    /// Not before this.
+    earliest: Time,
 }
 
 impl Chase {
     pub(super) fn new(now: Time) -> Self {
-        Self { rooms: Vec::new(), next: now }
+        Self { rooms: Vec::new(), next: None, earliest: now }
     }
 
     /// When [`Shard::chase_receipts`] has something to do.
     pub(super) fn next_deadline(&self) -> Option<Time> {
-        (!self.rooms.is_empty()).then_some(self.next)
+        self.next
+    }
+
+    /// A room's scores wait for something at `due`.
+    fn expect(&mut self, due: Time) {
+        let due = due.max(self.earliest);
+        self.next = Some(self.next.map_or(due, |next| next.min(due)));
     }
 }
 
@@ -105,18 +115,19 @@ impl Shard {
     pub(super) fn expect_receipts(&mut self, index: u32) {
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
         super::traces::begun(&mut self.homes.tracer, room);
-        if room.confirmations.next_deadline().is_some() && !room.chased {
-            room.chased = true;
+        let Some(due) = room.confirmations.next_deadline() else { return };
+        self.chase.expect(due);
+        if !std::mem::replace(&mut room.chased, true) {
             self.chase.rooms.push(index);
         }
     }
 
     /// Sends those who are behind what they miss, and takes verdicts down.
     pub(super) fn chase_receipts(&mut self, now: Time) {
-        if self.chase.rooms.is_empty() || now < self.chase.next {
+        if self.chase.next.is_none_or(|next| now < next) {
             return;
         }
-        self.chase.next = now + EVERY;
+        (self.chase.next, self.chase.earliest) = (None, now + EVERY);
         let (mut verdicts, mut remedies) = (Vec::new(), Vec::new());
         let mut rooms = std::mem::take(&mut self.chase.rooms);
         rooms.retain(|&index| {
@@ -127,7 +138,11 @@ impl Shard {
                 self.remedy(index, &mut remedies, now);
             }
             let Some(room) = self.rooms[index as usize].as_mut() else { return false };
-            room.chased = room.confirmations.next_deadline().is_some();
+            let due = room.confirmations.next_deadline();
+            room.chased = due.is_some();
+            if let Some(due) = due {
+                self.chase.expect(due);
+            }
             room.chased
         });
         self.chase.rooms = rooms;

@@ -186,13 +186,18 @@ impl Shard {
         Ok(())
     }
 
-    /// A viewer leaves a room. Returns whether it was in it.
+    /// A viewer leaves a room. Returns whether it was in it, or in line for it.
     pub fn leave(&mut self, key: ViewerKey, room: &RoomId) -> bool {
+        // Also when it is in the room: it may have asked for it again.
+        let waited = self.held.withdraw(key, room);
         let second = self.viewers.second(self.clock.now());
-        let Some(&index) = self.by_name.get(room) else { return false };
-        let Some(row) = self.viewers.get(key) else { return false };
+        let Some(row) = self.viewers.get(key) else { return waited };
+        if waited {
+            row.idle_since = second;
+        }
+        let Some(&index) = self.by_name.get(room) else { return waited };
         let Some(place) = row.memberships.iter().position(|m| m.room == index) else {
-            return false;
+            return waited;
         };
         let membership = row.memberships.remove(place);
         let alone = row.memberships.is_empty();

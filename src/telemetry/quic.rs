@@ -61,6 +61,13 @@ pub(super) fn quic(text: &mut Text, total: &ShardStats) {
             ("answer", carried.answers_lost),
         ],
     );
+    text.by(
+        ("tidegate_quic_copies_total", "result"),
+        "Copies of important events for viewers whose path loses packets: sent, or not because \
+         the viewer had its share of bytes, they do not fit into a datagram, it takes none, or \
+         what was sent before still waits.",
+        carried.copies.by_result(),
+    );
     let counters = [
         (
             "tidegate_quic_handed_over_total",

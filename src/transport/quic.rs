@@ -8,11 +8,13 @@
 //! ladder for slow viewers are the same as over WebSocket.
 //!
 //! [`socket`] reads and sends datagrams, [`steer`] keeps a connection on its
-//! shard whatever its address, [`crypto`], [`keys`], [`parameters`],
-//! [`session`] and [`settings`] configure it, [`peer`] is one connection, [`endpoint`] all of a
-//! shard, [`peers`] where they are kept, [`timers`] their
-//! deadlines, [`prefetch`] is for the caches, [`driver`] is what the worker calls.
+//! shard whatever its address, [`crypto`], [`keys`], [`parameters`], [`session`] and
+//! [`settings`] configure it, [`congestion`] says how fast it may send, [`peer`] is
+//! one connection, [`endpoint`] all of a shard, [`peers`] where they are kept,
+//! [`timers`] their deadlines, [`prefetch`] is for the caches, [`driver`] is what the
+//! worker calls.
 
+pub mod congestion;
 pub mod crypto;
 pub mod driver;
 pub mod endpoint;

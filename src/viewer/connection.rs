@@ -445,7 +445,8 @@ impl Task {
             member.disconnected(&why, wait);
         }
         self.phase = Phase::Waiting(now + wait);
-        self.tell_status(Status::Waiting { why, again_in: wait });
+        let untrusted = closed.untrusted;
+        self.tell_status(Status::Waiting { why, again_in: wait, untrusted });
         self.collect();
     }
 

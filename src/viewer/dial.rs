@@ -7,11 +7,11 @@ use rustls::ClientConfig;
 use tokio::time::{sleep, timeout};
 
 use super::choice::Plan;
-use super::link::{DialError, Dialed};
+use super::link::{Closed, DialError, Dialed};
 use super::quic::Dialer;
 use super::target::Target;
-use super::trust::Trust;
 use super::{StartError, Transport, websocket};
+use crate::trust::Trust;
 use crate::wire::proto::v1;
 
 /// For connecting, upgrading and being welcomed.
@@ -118,7 +118,11 @@ fn worse(quic: DialError, websocket: DialError) -> DialError {
     match (quic.is_final(), websocket.is_final()) {
         (true, _) => quic,
         (_, true) => websocket,
-        _ => DialError::failed(format!("{}; {}", websocket.why(), quic.why())),
+        _ => DialError::Failed(Closed {
+            code: None,
+            why: format!("{}; {}", websocket.why(), quic.why()),
+            untrusted: websocket.is_distrust() || quic.is_distrust(),
+        }),
     }
 }
 
@@ -133,5 +137,9 @@ mod tests {
         assert_eq!(worse(passing(), refused()), refused());
         assert_eq!(worse(refused(), passing()), refused());
         assert_eq!(worse(passing(), DialError::failed("gone")).why(), "gone; late");
+        let stranger = || DialError::distrusted("UnknownIssuer");
+        assert!(worse(stranger(), passing()).is_distrust());
+        assert!(worse(passing(), stranger()).is_distrust());
+        assert!(!worse(passing(), passing()).is_distrust());
     }
 }

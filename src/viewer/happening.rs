@@ -25,6 +25,8 @@ pub enum Happening {
     Online(u32),
     /// Ordered events that this viewer does not get.
     Gap(Gap),
+    /// This viewer is slow, and is sent less from here on; or more again.
+    Withheld(Withheld),
     /// Events that the room itself left out of what everybody gets, by kind.
     Dropped(BTreeMap<String, u64>),
     /// The server says that these important events did not arrive, first and last.
@@ -58,6 +60,35 @@ pub enum Happening {
     },
     /// Nothing more will come: the last thing that is told.
     Ended(End),
+}
+
+/// What a slow viewer is not sent (docs/slow-viewers.md).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Withheld {
+    /// It is sent everything.
+    #[default]
+    Nothing,
+    /// Sampled events.
+    Sampled,
+    /// And totals and the number of viewers; the newest follow when all else is sent.
+    Totals,
+    /// And ordered events; a `Gap` says how many.
+    Ordered,
+}
+
+impl Withheld {
+    /// What a frame says, `None` if it says nothing: those without numbers are also
+    /// sent beside the ladder.
+    pub(super) fn of(frame: &v1::Frame) -> Option<Self> {
+        match frame.withheld {
+            0 => (frame.first_seq <= frame.last_seq).then_some(Withheld::Nothing),
+            1 => Some(Withheld::Sampled),
+            2 => Some(Withheld::Totals),
+            // A newer server's may withhold more.
+            _ => Some(Withheld::Ordered),
+        }
+    }
 }
 
 /// Why nothing more will come.
@@ -218,4 +249,19 @@ pub enum GapReason {
     Away,
     /// The server did not say; no server of ours does that.
     Unannounced,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_without_numbers_say_nothing_of_what_is_sent_again() {
+        let of = |last_seq, withheld| {
+            Withheld::of(&v1::Frame { first_seq: 5, last_seq, withheld, ..v1::Frame::default() })
+        };
+        assert_eq!((of(4, 0), of(5, 0)), (None, Some(Withheld::Nothing)));
+        assert_eq!((of(4, 2), of(5, 1)), (Some(Withheld::Totals), Some(Withheld::Sampled)));
+        assert_eq!(of(5, 9), Some(Withheld::Ordered), "all that is known here");
+    }
 }

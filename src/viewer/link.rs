@@ -35,12 +35,14 @@ pub(super) struct Closed {
     pub(super) code: Option<u16>,
     /// For people.
     pub(super) why: String,
+    /// Its certificate is not believed.
+    pub(super) untrusted: bool,
 }
 
 impl Closed {
     /// Without a word from the server.
     pub(super) fn broken(why: impl Into<String>) -> Self {
-        Self { code: None, why: why.into() }
+        Self { code: None, why: why.into(), untrusted: false }
     }
 
     /// Whether the server said not to come back.
@@ -65,6 +67,15 @@ pub(super) enum DialError {
 impl DialError {
     pub(super) fn failed(why: impl Into<String>) -> Self {
         Self::Failed(Closed::broken(why))
+    }
+
+    /// The server's certificate is not believed.
+    pub(super) fn distrusted(why: impl Into<String>) -> Self {
+        Self::Failed(Closed { code: None, why: why.into(), untrusted: true })
+    }
+
+    pub(super) fn is_distrust(&self) -> bool {
+        matches!(self, DialError::Failed(closed) if closed.untrusted)
     }
 
     pub(super) fn why(&self) -> &str {

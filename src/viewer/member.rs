@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::connection::Join;
-use super::happening::{End, Event, Gap, GapReason, Happening, Snapshot, Why};
+use super::happening::{End, Event, Gap, GapReason, Happening, Snapshot, Why, Withheld};
 use super::outcome::{Failure, JoinError};
 use super::room::{Draw, Entry, Header, Joined, Model, Position, Say, Shown, Source, Tally};
 use super::token::{Asked, Token};
@@ -56,6 +56,7 @@ pub(super) struct Member {
     renewed: bool,
     model: Model<Event>,
     newest: Newest,
+    withheld: Withheld,
     happen: mpsc::Sender<Happening>,
     /// Until it is in for the first time.
     reply: Option<oneshot::Sender<Result<(), JoinError>>>,
@@ -74,6 +75,7 @@ impl Member {
             renewed: false,
             model: Model::default(),
             newest: Newest::default(),
+            withheld: Withheld::default(),
             happen,
             reply: Some(reply),
             view,
@@ -136,6 +138,7 @@ impl Member {
 
     /// The connection is gone, or could not be made.
     pub(super) fn disconnected(&mut self, why: &str, again_in: Duration) {
+        self.withheld = Withheld::default();
         // A token that was asked for and not used is as good later.
         if matches!(self.phase, Phase::Joining | Phase::Joined) {
             self.phase = Phase::Out(Time::default());
@@ -193,7 +196,14 @@ impl Member {
 
     pub(super) fn frame(&mut self, source: Source, frame: v1::Frame, now: Time, draw: Draw<'_>) {
         let header = Header::from(&frame);
+        let withheld = Withheld::of(&frame).filter(|_| source == Source::Control);
         let told = &mut self.told;
+        if let Some(withheld) = withheld
+            && self.model.is_joined()
+            && withheld != std::mem::replace(&mut self.withheld, withheld)
+        {
+            told.push(Happening::Withheld(withheld));
+        }
         let mut show = |shown| told.push(happening(shown));
         let events = frame.events.into_iter().map(Event::incoming);
         self.model.frame(&header, source, events, now, draw, &mut show);

@@ -13,7 +13,7 @@ use prost::Message as _;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
     ClientConfig, Connection, ConnectionError, Endpoint, IdleTimeout, ReadError, RecvStream,
-    SendStream, TransportConfig, VarInt,
+    SendStream, TransportConfig, TransportErrorCode, VarInt,
 };
 use tokio::time::{sleep, timeout};
 
@@ -21,7 +21,7 @@ use super::StartError;
 use super::link::{Closed, DialError, Dialed, Link, MAX_MESSAGE_BYTES, Received};
 use super::room::Source;
 use super::target::Target;
-use super::trust::Trust;
+use crate::trust::Trust;
 use crate::wire::proto::v1;
 use crate::wire::proto::v1::client_message::Message as Out;
 use crate::wire::proto::v1::server_message::Message as In;
@@ -330,8 +330,25 @@ fn closed(error: &ConnectionError) -> Closed {
             let code = u16::try_from(close.error_code.into_inner()).ok();
             let reason = String::from_utf8_lossy(&close.reason);
             let number = code.map_or("?".to_owned(), |code| code.to_string());
-            Closed { code, why: format!("closed by the server: {number} {reason}") }
+            Closed {
+                code,
+                why: format!("closed by the server: {number} {reason}"),
+                untrusted: false,
+            }
         }
-        error => Closed::broken(format!("QUIC: {error}")),
+        error => {
+            let untrusted = is_distrust(error);
+            Closed { untrusted, ..Closed::broken(format!("QUIC: {error}")) }
+        }
     }
+}
+
+/// Whether this side does not believe the server's certificate. quinn keeps only
+/// the alert that it told the server of it; RFC 8446, section 6.2, says which are
+/// about certificates, and rustls sends `access_denied` for what a verifier of
+/// ours refuses.
+fn is_distrust(error: &ConnectionError) -> bool {
+    let ConnectionError::TransportError(error) = error else { return false };
+    const ALERTS: [u8; 7] = [42, 43, 44, 45, 46, 48, 49];
+    ALERTS.iter().any(|alert| error.code == TransportErrorCode::crypto(*alert))
 }

@@ -250,11 +250,17 @@ impl<T> Model<T> {
             }
         }
         let mut last = None;
+        let known = self.tally.dropped;
+        let mut came = 0;
         for event in events {
+            came += 1;
             last = event.important.max(last);
             self.event(event, before.seq, show);
         }
-        if let Some(asked) = header.ack
+        // The second of an event and its copy asks for what the first has asked for.
+        // What comes again on the control stream does so for want of an answer.
+        let copy = !control && came > 0 && self.tally.dropped - known == came;
+        if let Some(asked) = header.ack.filter(|_| !copy)
             && u32::from(self.slot) < 65_536 / asked.one_in.max(1)
         {
             self.receipts.asked(asked, last.unwrap_or(header.important), now, draw);

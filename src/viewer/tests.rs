@@ -12,14 +12,12 @@ use prost::Message as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::{Message, protocol::CloseFrame};
 use tokio_tungstenite::{WebSocketStream, accept_hdr_async};
 
 use super::*;
-use crate::wire::proto::v1::client_message::Message as Out;
-use crate::wire::proto::v1::server_message::Message as In;
+use crate::wire::proto::v1::{client_message::Message as Out, server_message::Message as In};
 use crate::wire::stream::{self, Decoder};
 
 /// Longest wait for anything; only a failing test waits so long.
@@ -305,8 +303,8 @@ async fn leaving_server(server: &Server) {
 }
 
 async fn leaves_and_comes_back(server: Server, transport: Transport) {
-    let options = Options { transport: Some(transport), ..server.options() };
-    let viewer = Viewer::connect(options).unwrap();
+    let viewer =
+        Viewer::connect(Options { transport: Some(transport), ..server.options() }).unwrap();
     let watching = async {
         let mut room = soon(viewer.join("r", "t")).await.unwrap();
         assert_eq!(viewer.transport(), Some(transport));
@@ -330,6 +328,24 @@ async fn leaves_and_comes_back(server: Server, transport: Transport) {
     tokio::join!(watching, leaving_server(&server));
     let stats = soon(viewer.close()).await;
     assert_eq!((stats.published, stats.resent, stats.websocket + stats.quic), (1, 1, 2));
+}
+
+#[tokio::test]
+async fn it_is_told_what_is_withheld_when_that_changes() {
+    let server = Server::websocket().await;
+    let viewer = Viewer::connect(server.options()).unwrap();
+    let serving = async {
+        let (mut peer, _) = server.accept().await;
+        peer.say(joined(1, 0, false)).await;
+        for (seq, withheld) in [(2, 0), (3, 1), (4, 3), (5, 2), (6, 2), (7, 0)] {
+            peer.say(In::Frame(v1::Frame { withheld, ..frame_of((seq, seq), 0, vec![]) })).await;
+        }
+    };
+    let (Ok(mut room), ()) = tokio::join!(viewer.join("r", "t"), serving) else { panic!() };
+    let mut next = async || until(&mut room, |h| matches!(h, Happening::Withheld(_))).await;
+    for expected in [Withheld::Sampled, Withheld::Ordered, Withheld::Totals, Withheld::Nothing] {
+        assert_eq!(next().await, Happening::Withheld(expected));
+    }
 }
 
 #[tokio::test]
@@ -572,8 +588,8 @@ async fn over_tls_the_certificate_counts() {
         let why = soon(async {
             tokio::select! { _ = joining => panic!(), s = failing => s.unwrap().clone() }
         });
-        let Status::Waiting { why, .. } = why.await else { unreachable!() };
-        assert!(why.contains("TLS"), "{why}");
+        let Status::Waiting { why, untrusted, .. } = why.await else { unreachable!() };
+        assert!(why.contains("TLS") && untrusted, "{why}");
         drop(stranger);
         let viewer = Viewer::connect(options(trust)).unwrap();
         let refused = soon(viewer.join("r", "t")).await.unwrap_err();

@@ -21,6 +21,7 @@ use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use super::link::{Closed, DialError, Dialed, Link, MAX_MESSAGE_BYTES, Received};
 use super::room::Source;
 use super::target::Target;
+use crate::trust;
 use crate::wire::proto::v1;
 use crate::wire::proto::v1::server_message::Message as In;
 
@@ -49,7 +50,10 @@ pub(super) async fn dial(
         let name = ServerName::try_from(target.host.clone())
             .map_err(|error| DialError::failed(error.to_string()))?;
         let stream = TlsConnector::from(Arc::clone(tls)).connect(name, stream).await;
-        Box::new(stream.map_err(|error| DialError::failed(format!("TLS: {error}")))?)
+        Box::new(stream.map_err(|error| match trust::is_distrust(&error) {
+            true => DialError::distrusted(format!("TLS: {error}")),
+            false => DialError::failed(format!("TLS: {error}")),
+        })?)
     } else {
         Box::new(stream)
     };
@@ -113,7 +117,7 @@ impl WebSocket {
                 };
                 let code = u16::from(frame.code);
                 let why = format!("closed by the server: {code} {}", frame.reason);
-                Received::Closed(Closed { code: Some(code), why })
+                Received::Closed(Closed { code: Some(code), why, untrusted: false })
             }
             Some(Ok(_)) => Received::Alive,
         }

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::message::{ClientEvent, ClientMessage, Gap, Recovery, ServerMessage};
+use crate::engine::delivery::Cut;
 use crate::engine::digest::Digest;
 use crate::engine::event::{DroppedKind, Frame, Numbered, Payload, Snapshot, Total};
 use crate::engine::ids::{Epoch, ImportantNo, Seq};
@@ -152,8 +153,8 @@ fn dropped(out: &mut Vec<u8>, dropped: &[DroppedKind]) {
     object.end();
 }
 
-/// A whole `frame` message.
-pub fn frame(out: &mut Vec<u8>, frame: &Frame) {
+/// A whole `frame` message, of which `cut` has been taken already.
+pub fn frame(out: &mut Vec<u8>, frame: &Frame, cut: Cut) {
     let mut outer = Object::new(out);
     let mut object = Object::new(outer.name("frame"));
     object
@@ -178,6 +179,9 @@ pub fn frame(out: &mut Vec<u8>, frame: &Frame) {
             asked.number("digest_from", from.0);
         }
         asked.end();
+    }
+    if cut != Cut::Full {
+        object.number("withheld", cut.withheld());
     }
     object.end();
     outer.end();

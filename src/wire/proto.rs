@@ -4,6 +4,7 @@
 use prost::Message as _;
 
 use super::message::{ClientEvent, ClientMessage, Gap, Recovery, ServerMessage, payload_of_bytes};
+use crate::engine::delivery::Cut;
 use crate::engine::digest::Digest;
 use crate::engine::event::{DroppedKind, Frame, Numbered, Snapshot, Total};
 use crate::engine::ids::{Epoch, ImportantNo, Seq};
@@ -52,9 +53,9 @@ fn encode(message: Out) -> Vec<u8> {
     v1::ServerMessage { message: Some(message) }.encode_to_vec()
 }
 
-/// A whole `frame` message.
+/// A whole `frame` message, of which `cut` has been taken already.
 #[must_use]
-pub fn frame(frame: &Frame) -> Vec<u8> {
+pub fn frame(frame: &Frame, cut: Cut) -> Vec<u8> {
     encode(Out::Frame(v1::Frame {
         room: frame.room.to_string(),
         epoch: frame.epoch.0,
@@ -71,6 +72,7 @@ pub fn frame(frame: &Frame) -> Vec<u8> {
             within_ms: a.within_ms,
             digest_from: a.digest_from.map(|from| from.0),
         }),
+        withheld: cut.withheld(),
     }))
 }
 

@@ -107,17 +107,17 @@ impl SharedFrame {
             let frame = match cut {
                 Cut::Full => &self.frame,
                 _ => {
-                    let Some(cut) = thinned(&self.frame, cut) else { return Bytes::new() };
-                    thin = cut;
+                    let Some(left) = thinned(&self.frame, cut) else { return Bytes::new() };
+                    thin = left;
                     &thin
                 }
             };
             let payload = if format.is_json() {
                 let mut out = Vec::with_capacity(256 + 128 * frame.events.len());
-                json::frame(&mut out, frame);
+                json::frame(&mut out, frame, cut);
                 out
             } else {
-                proto::frame(frame)
+                proto::frame(frame, cut)
             };
             encode(format, self.compression, &payload)
         })
@@ -297,67 +297,26 @@ mod tests {
     use prost::Message as _;
     use serde_json::Value;
 
+    use super::super::testing::{self, COMPRESSION, event, total};
     use super::proto::v1;
     use super::*;
-    use crate::engine::event::{Event, Numbered, Payload, Total};
-    use crate::engine::ids::{Epoch, ImportantNo, Tier};
-    use crate::engine::kind::{Ack, Kind, Lane, Merge};
-
-    const COMPRESSION: Compression = Compression { min_bytes: usize::MAX, level: 1 };
-
-    fn kind(lane: Lane) -> Arc<Kind> {
-        Arc::new(Kind {
-            name: lane.name().into(),
-            lane,
-            merge: Merge::Append,
-            tier: Tier(0),
-            ttl: None,
-            max_payload_bytes: 100,
-            viewer_publish: false,
-            idle_reset: None,
-            ack: Ack::Logged,
-        })
-    }
-
-    fn event(lane: Lane, seq: Option<u64>) -> Arc<Numbered> {
-        let event = Event {
-            id: lane.name().into(),
-            kind: kind(lane),
-            user: "u".into(),
-            payload: Payload { bytes: Bytes::from_static(b"1"), json: true },
-            key: None,
-            amount: None,
-            ttl: None,
-            received: Time::default(),
-            mark: None,
-        };
-        let important = (lane == Lane::Important).then_some(ImportantNo(1));
-        Arc::new(Numbered { event, seq: seq.map(Seq), important })
-    }
+    use crate::engine::ids::{Epoch, ImportantNo};
+    use crate::engine::kind::Lane;
 
     /// An event and a total of every lane, numbers 4 and 5; without numbers, what
     /// has none.
     fn frame(numbered: bool) -> SharedFrame {
-        let mut events = vec![event(Lane::Sampled, None)];
+        let mut events = vec![event(Lane::Sampled, "s", 0, 0)];
         if numbered {
-            events.push(event(Lane::Ordered, Some(4)));
-            events.push(event(Lane::Important, Some(5)));
+            events.push(event(Lane::Ordered, "o", 4, 0));
+            events.push(event(Lane::Important, "i", 5, 1));
         }
-        let total = |kind| Total { kind, user: None, key: "".into(), sum: 9, delta: 2 };
         let frame = Frame {
-            room: RoomId::new("r").expect("a valid name"),
-            epoch: Epoch(1),
-            first_seq: Seq(4),
-            last_seq: Seq(if numbered { 5 } else { 3 }),
-            important: ImportantNo(1),
-            time: Time::default(),
-            oldest: Time::default(),
-            events,
-            totals: Lane::ALL.map(kind).map(total).to_vec(),
-            dropped: vec![DroppedKind { kind: kind(Lane::Ordered), count: 1 }],
+            totals: Lane::ALL.map(total).to_vec(),
+            dropped: vec![testing::dropped(Lane::Ordered)],
             online: Some(7),
-            ack: None,
             represents: 9,
+            ..testing::frame(events, 4, if numbered { 5 } else { 3 })
         };
         SharedFrame::new(frame, COMPRESSION)
     }
@@ -377,12 +336,13 @@ mod tests {
         let left = |cut| {
             let value = json(shared.bytes(Format::Json, cut));
             let list = |field: &str| value["frame"][field].as_array().expect("a list").len();
-            (list("events"), list("totals"), value["frame"]["online"].is_u64())
+            let withheld = value["frame"]["withheld"].as_u64();
+            (list("events"), list("totals"), value["frame"]["online"].is_u64(), withheld)
         };
-        assert_eq!(left(Cut::Full), (3, 3, true));
-        assert_eq!(left(Cut::NoSampled), (2, 3, true));
-        assert_eq!(left(Cut::TotalsOnly), (2, 0, false));
-        assert_eq!(left(Cut::ImportantOnly), (1, 0, false));
+        assert_eq!(left(Cut::Full), (3, 3, true, None));
+        assert_eq!(left(Cut::NoSampled), (2, 3, true, Some(1)));
+        assert_eq!(left(Cut::TotalsOnly), (2, 0, false, Some(2)));
+        assert_eq!(left(Cut::ImportantOnly), (1, 0, false, Some(3)));
     }
 
     #[test]
@@ -394,8 +354,6 @@ mod tests {
 
     #[test]
     fn a_slow_viewer_is_told_the_same_in_every_format() {
-        let total =
-            Total { kind: kind(Lane::Sampled), user: None, key: "k".into(), sum: 9, delta: 2 };
         let snapshot = Snapshot {
             room: RoomId::new("r").expect("a valid name"),
             epoch: Epoch(1),
@@ -403,8 +361,8 @@ mod tests {
             important: ImportantNo(1),
             online: 0,
             users: crate::engine::visitors::Users::default(),
-            state: vec![event(Lane::Important, Some(5))],
-            totals: vec![total],
+            state: vec![event(Lane::Important, "i", 5, 1)],
+            totals: vec![total(Lane::Sampled)],
         };
         let shared = SharedSnapshot::new(snapshot, Recovery::default(), COMPRESSION);
         let joined = json(shared.joined(Format::Json));
@@ -435,5 +393,10 @@ mod tests {
         let totals = shared.totals(Format::Proto, Time::default());
         let Out::Frame(totals) = decode(totals) else { panic!() };
         assert_eq!((totals.first_seq, totals.last_seq, totals.totals[0].sum), (6, 5, 9));
+        let frame = frame(true);
+        for (cut, withheld) in [(Cut::Full, 0), (Cut::ImportantOnly, 3)] {
+            let Out::Frame(left) = decode(frame.bytes(Format::Proto, cut)) else { panic!() };
+            assert_eq!(left.withheld, withheld);
+        }
     }
 }

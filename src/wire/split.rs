@@ -113,65 +113,20 @@ fn merged(
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use proptest::prelude::*;
 
+    use super::super::testing::{self, COMPRESSION, event};
     use super::*;
-    use crate::engine::event::{Event, Payload};
-    use crate::engine::ids::{Epoch, ImportantNo, RoomId, Tier};
-    use crate::engine::kind::{Ack, Kind, Merge};
-    use crate::engine::time::Time;
-
-    const COMPRESSION: Compression = Compression { min_bytes: usize::MAX, level: 1 };
-
-    fn kind(lane: Lane) -> Arc<Kind> {
-        Arc::new(Kind {
-            name: lane.name().into(),
-            lane,
-            merge: Merge::Append,
-            tier: Tier(0),
-            ttl: None,
-            max_payload_bytes: 100,
-            viewer_publish: false,
-            idle_reset: None,
-            ack: Ack::Logged,
-        })
-    }
-
-    fn event(lane: Lane, seq: u64) -> Arc<Numbered> {
-        let event = Event {
-            id: seq.to_string().into(),
-            kind: kind(lane),
-            user: "u".into(),
-            payload: Payload { bytes: Bytes::from_static(b"1"), json: true },
-            key: None,
-            amount: None,
-            ttl: None,
-            received: Time::default(),
-            mark: None,
-        };
-        let important = (lane == Lane::Important).then_some(ImportantNo(seq));
-        Arc::new(Numbered { event, seq: (lane != Lane::Sampled).then_some(Seq(seq)), important })
-    }
 
     fn frame(lanes: &[Lane], totals: &[Lane], dropped: &[Lane], online: Option<u32>) -> Frame {
-        let events: Vec<_> = lanes.iter().zip(1..).map(|(lane, seq)| event(*lane, seq)).collect();
-        let total =
-            |lane: &Lane| Total { kind: kind(*lane), user: None, key: "".into(), sum: 9, delta: 2 };
+        let event = |(lane, seq): (&Lane, u64)| event(*lane, &seq.to_string(), seq, seq);
+        let events: Vec<_> = lanes.iter().zip(1..).map(event).collect();
         Frame {
-            room: RoomId::new("r").expect("a valid name"),
-            epoch: Epoch(1),
-            first_seq: Seq(1),
-            last_seq: Seq(lanes.len() as u64),
-            important: ImportantNo(1),
-            time: Time::default(),
-            oldest: Time::default(),
-            totals: totals.iter().map(total).collect(),
-            dropped: dropped.iter().map(|l| DroppedKind { kind: kind(*l), count: 1 }).collect(),
+            totals: totals.iter().copied().map(testing::total).collect(),
+            dropped: dropped.iter().copied().map(testing::dropped).collect(),
             online,
-            ack: None,
-            represents: (events.len() + 3 * totals.len()) as u64,
-            events,
+            represents: (lanes.len() + 3 * totals.len()) as u64,
+            ..testing::frame(events, 1, lanes.len() as u64)
         }
     }
 

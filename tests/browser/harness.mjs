@@ -34,8 +34,10 @@ async function freePort() {
 
 /** `tidegate serve` with its embedded defaults, on ports of its own. */
 export class Server {
-  static async create() {
+  /** `settings`: environment variables of the configuration, beside the defaults. */
+  static async create(settings = {}) {
     const server = new Server();
+    server.settings = settings;
     // Its log of important events goes there, and outlives a restart.
     server.folder = await mkdtemp(join(tmpdir(), "tidegate-browser-"));
     server.port = await freePort();
@@ -53,6 +55,7 @@ export class Server {
         TIDEGATE__SERVER__LISTEN: `127.0.0.1:${this.port}`,
         TIDEGATE__SERVER__ADMIN_LISTEN: `127.0.0.1:${this.adminPort}`,
         TIDEGATE__SERVER__RECONNECT_SPREAD_MS: "1000",
+        ...this.settings,
       },
       cwd: this.folder,
       stdio: ["ignore", "pipe", "pipe"],
@@ -74,6 +77,13 @@ export class Server {
       await new Promise((done) => setTimeout(done, 100));
     }
     throw new Error(`the server did not come up:\n${this.log}`);
+  }
+
+  /** The sum of a metric's series that begin so, as the operators' port tells them. */
+  async metric(series) {
+    const text = await (await fetch(`http://127.0.0.1:${this.adminPort}/metrics`)).text();
+    const lines = text.split("\n").filter((line) => line.startsWith(series));
+    return lines.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(" "))), 0);
   }
 
   async stop(signal = "SIGTERM") {

@@ -1,6 +1,6 @@
 // A network between the browser and the server, on one machine: TCP and UDP of one
-// port are handed on to the server's, and UDP can be refused, swallowed, or come from
-// another address from now on.
+// port are handed on to the server's, UDP can be refused, swallowed, or come from
+// another address from now on, and what the server says over TCP can be held back.
 import { once } from "node:events";
 import { createSocket } from "node:dgram";
 import { connect, createServer } from "node:net";
@@ -12,8 +12,10 @@ export class Relay {
   /** Before `port`, on a port of its own. */
   static async create(port, udp = UDP.passed) {
     const relay = new Relay();
-    // `tried`: every address that the browser has sent from.
-    Object.assign(relay, { target: port, udp, sockets: new Set(), flows: new Map(), tried: new Set() });
+    // `tried`: every address that the browser has sent from; `lines`: its sockets, each
+    // with the one to the server.
+    Object.assign(relay, { target: port, udp, sockets: new Set(), lines: new Map(), flows: new Map(), tried: new Set() });
+    relay.holding = false;
     relay.tcp = createServer((near) => relay.connect(near)).listen(0, "127.0.0.1");
     await once(relay.tcp, "listening");
     relay.port = relay.tcp.address().port;
@@ -29,15 +31,40 @@ export class Relay {
 
   connect(near) {
     const far = connect(this.target, "127.0.0.1");
+    this.lines.set(near, { far, pass: (data) => near.write(data) });
+    near.on("close", () => this.lines.delete(near));
+    far.on("end", () => near.end());
     for (const [one, other] of [[near, far], [far, near]]) {
       this.sockets.add(one);
-      one.pipe(other);
-      one.on("error", () => other.destroy());
+      if (one === near || !this.holding) one.pipe(other);
+      one.on("error", () => other.destroySoon());
       one.on("close", () => {
         this.sockets.delete(one);
-        other.destroy();
+        // What is on its way still arrives: closing now, with something unread, would
+        // make the kernel send a reset, which destroys it.
+        other.end();
+        other.resume();
       });
     }
+  }
+
+  /**
+   * The line takes nothing more from the server: both kernels' buffers fill, and then
+   * the server notices. One connection at a time.
+   */
+  hold() {
+    this.holding = true;
+    for (const [near, { far, pass }] of this.lines) {
+      far.unpipe(near);
+      far.off("data", pass);
+      far.pause();
+    }
+  }
+
+  /** It takes everything again, at once, however fast the browser reads. */
+  release() {
+    this.holding = false;
+    for (const { far, pass } of this.lines.values()) far.on("data", pass).resume();
   }
 
   /** Each address of the browser has one towards the server. */

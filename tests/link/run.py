@@ -26,8 +26,10 @@ def arguments():
     parser.add_argument("--loss", type=float, metavar="PERCENT", default=0, help=f"{both}--up-loss")
     parser.add_argument("--rate", type=float, metavar="MBIT", help="default: no limit")
     parser.add_argument("--queue", type=float, metavar="KIB", default=256, help="in front of it")
+    parser.add_argument("--burst", type=float, metavar="MS", help="losses come together for so long")
+    units = {"delay": "MS", "loss": "PERCENT", "rate": "MBIT", "queue": "KIB", "burst": "MS"}
     for way, meaning in (("up", "far to near"), ("down", "near to far")):
-        for name, unit in (("delay", "MS"), ("loss", "PERCENT"), ("rate", "MBIT"), ("queue", "KIB")):
+        for name, unit in units.items():
             parser.add_argument(f"--{way}-{name}", type=float, metavar=unit, help=meaning)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--block-udp", action="store_true", help="drop UDP from the start")
@@ -43,7 +45,7 @@ def rules(given, way):
         own = getattr(given, f"{way}_{name}")
         return own if own is not None else getattr(given, name)
 
-    return Rules(pick("delay"), pick("loss"), pick("rate"), pick("queue"))
+    return Rules(pick("delay"), pick("loss"), pick("rate"), pick("queue"), pick("burst"))
 
 
 def end(process):

@@ -78,6 +78,22 @@ class VirtualTime(unittest.TestCase):
         self.assertNotEqual(lost(1, 0, 5), lost(1, 1, 5))
         self.assertEqual((lost(3, 0, 0), len(lost(3, 0, 100))), ([], 20_000))
 
+    def test_bursts_lose_what_is_sent_in_them_and_as_much_in_all(self):
+        offers = [(number * 0.001, 100) for number in range(100_000)]
+        rules = Rules(loss_percent=5, burst_ms=20)
+        arrived, counts = sent_over(rules, offers)
+        numbers = [number for _, number in arrived]
+        # Some 250 bursts of 20 ms; three standard deviations of a sum of as many
+        # exponential times are a fifth of it.
+        self.assertLess(abs(counts.lost - 5_000), 1_000)
+        holes = [b - a - 1 for a, b in zip(numbers, numbers[1:]) if b - a > 1]
+        self.assertLess(abs(sum(holes) / len(holes) - 20), 5)
+        # By time, not by number: half as many packets lose half as many.
+        half, _ = sent_over(rules, offers[::2])
+        self.assertEqual([2 * n for _, n in half], [n for n in numbers if n % 2 == 0])
+        other, _ = sent_over(rules, offers, seed=8)
+        self.assertNotEqual(other, arrived)
+
     def test_what_is_on_its_way_is_bounded_without_a_rate_too(self):
         arrived, counts = sent_over(Rules(delay_ms=1000), [(0.0, 1 << 20)] * 70)
         self.assertEqual((len(arrived), counts.queue_full), (64, 6))

@@ -6,8 +6,14 @@ packets one after another at its rate; some are lost on the way; the others arri
 `delay` later, in order. Whether the n-th packet on the line is lost follows from the
 seed, the direction and n alone, so a run can be repeated, and a test can say which
 packets must have come.
+
+On radio, losses come together: with `burst_ms` the line is well or broken by turns, for
+times drawn from an exponential distribution (Gilbert, 1960), and loses everything while
+it is broken. Then the moments, counted from the first packet, follow from the seed, and
+which packets meet them from when they are sent.
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -32,6 +38,21 @@ def is_lost(seed, direction, number, percent):
     return draw(seed, direction, number) * 100 < percent * (MASK + 1)
 
 
+def periods(seed, direction, percent, burst_ms):
+    """Lengths in seconds of how long the line is well and broken, by turns, for ever.
+
+    It is broken for `burst_ms` at a time and for `percent` of the time, on average.
+    """
+    well_ms = burst_ms * (100 - percent) / percent
+    number = 0
+    while True:
+        for mean_ms in (well_ms, burst_ms):
+            # Above 0 and at most 1, so that its logarithm is finite.
+            share = (draw(seed, direction + 2, number) + 1) / (MASK + 1)
+            yield -math.log(share) * mean_ms / 1000
+            number += 1
+
+
 @dataclass
 class Rules:
     """What a direction does to packets. None: no limit."""
@@ -40,6 +61,7 @@ class Rules:
     loss_percent: float = 0.0
     rate_mbit: float | None = None
     queue_kib: float = 256.0
+    burst_ms: float | None = None
 
     def check(self):
         """Raises ValueError for what no line can be."""
@@ -49,6 +71,8 @@ class Rules:
             raise ValueError("a rate is above 0")
         if self.queue_kib * 1024 < 2048:
             raise ValueError("a queue holds at least a packet: 2 KiB")
+        if self.burst_ms is not None and not (self.burst_ms > 0 and 0 < self.loss_percent < 100):
+            raise ValueError("bursts last longer than 0 and make a loss of 0 to 100 percent")
 
 
 @dataclass
@@ -78,6 +102,24 @@ class Direction:
     _queue: deque = field(default_factory=deque)
     _queued_bytes: int = 0
     _flying_bytes: int = 0
+    _periods: object = None
+    _broken: bool = True
+    _changes_at: float = 0.0
+
+    def _loses(self, sent_at, number):
+        """Whether a packet is lost. They are asked about in the order of sending."""
+        rules = self.rules
+        if not rules.loss_percent:
+            return False
+        if rules.burst_ms is None:
+            return is_lost(self.seed, self.index, number, rules.loss_percent)
+        if self._periods is None:
+            self._periods = periods(self.seed, self.index, rules.loss_percent, rules.burst_ms)
+            self._changes_at = sent_at
+        while self._changes_at <= sent_at:
+            self._changes_at += next(self._periods)
+            self._broken = not self._broken
+        return self._broken
 
     def offer(self, now, packet):
         """A packet comes to the near end."""
@@ -101,7 +143,7 @@ class Direction:
             return
         number = self._entered
         self._entered += 1
-        if rules.loss_percent and is_lost(self.seed, self.index, number, rules.loss_percent):
+        if self._loses(sent_at, number):
             counts.lost += 1
             return
         self._flying_bytes += size

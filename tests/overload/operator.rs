@@ -129,6 +129,31 @@ fn a_join_in_line_is_let_in_when_joins_are() {
 }
 
 #[test]
+fn who_leaves_while_its_join_is_in_line_is_not_let_in_later() {
+    let server = Server::start("[admission]\nhold_ms = 60000\n");
+    decide(&server, "joins", &json!({"hold": true}));
+    let mut viewer = server.connect();
+    viewer.expect("welcome");
+    for room in ["r", "q"] {
+        viewer.join(room, &server.token("late", "viewer", &["r", "q"]));
+    }
+    server.wait_metric("tidegate_joins_waiting", 2.0);
+    viewer.send(&json!({"leave": {"room": "r"}}));
+    assert_eq!(viewer.expect("left"), json!({"room": "r"}));
+    viewer.send(&json!({"leave": {"room": "r"}}));
+    viewer.expect_error("not_joined");
+    assert_eq!(server.metric("tidegate_joins_waiting"), 1.0);
+    decide(&server, "joins", &json!({"hold": false}));
+    assert_eq!(viewer.expect("joined")["room"], "q");
+    server.publish("r", one("red_packet", "p"));
+    server.publish("q", one("red_packet", "p"));
+    // Nothing of the other room, neither `joined` nor its frame.
+    assert_eq!(viewer.expect("frame")["room"], "q");
+    viewer.join("r", &server.token("late", "viewer", &["r"]));
+    assert_eq!(viewer.expect("joined")["room"], "r");
+}
+
+#[test]
 fn deciding_takes_an_operator_and_sense() {
     let server = Server::start("");
     let publisher = server.token("im", "publisher", &["*"]);

@@ -118,10 +118,18 @@ impl Books {
             assert!(first <= self.covered + 1, "{} to {first}: no word of it", self.covered);
             self.covered = self.covered.max(last);
         }
+        let withheld = frame["withheld"].as_u64().unwrap_or(0);
         for event in frame["events"].as_array().expect("events") {
+            let least = match kinds[text(event, "kind")].lane {
+                Lane::Sampled => 1,
+                Lane::Ordered => 3,
+                Lane::Important => 4,
+            };
+            assert!(withheld < least, "withheld, and sent: {frame}");
             self.event(event, kinds);
         }
         for total in frame["totals"].as_array().expect("totals") {
+            assert!(withheld < 2, "withheld, and sent: {frame}");
             self.total(total);
         }
         assert_eq!(number(frame, "important"), self.important, "a client would pull: {frame}");

@@ -1,7 +1,8 @@
 //! An authority, certificates of it, and clients that trust it.
+#![allow(dead_code, reason = "each test crate uses its part of the kit")]
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion,
 };
+use tidegate::trust::Trust;
 use tungstenite::client::IntoClientRequest;
 
 use crate::harness::{PATIENCE, Server, Viewer, now};
@@ -33,9 +35,11 @@ impl Certificates {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(Vec::new()).expect("parameters");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let root = params.self_signed(&key).expect("signed").der().clone();
+        let root = params.self_signed(&key).expect("signed");
         let authority = Issuer::new(params, key);
         let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("authority.pem"), root.pem()).expect("written");
+        let root = root.der().clone();
         let certificates = Self { folder, authority, root };
         certificates.write(90);
         certificates
@@ -76,6 +80,11 @@ impl Certificates {
             self.path("certificate.pem"),
             self.path("key.pem")
         )
+    }
+
+    /// The authority's certificate.
+    pub(crate) fn root(&self) -> &CertificateDer<'static> {
+        &self.root
     }
 
     /// A client that trusts the authority.
@@ -149,6 +158,20 @@ pub(crate) fn viewer(
 pub(crate) fn shown(socket: &TlsSocket) -> CertificateDer<'static> {
     let chain = socket.conn.peer_certificates().expect("a certificate");
     chain[0].clone().into_owned()
+}
+
+/// The certificate of a server that nobody trusts yet.
+pub(crate) fn presented(address: SocketAddr) -> CertificateDer<'static> {
+    let client = Trust::Anything.client(&[]).expect("a client");
+    let stream = TcpStream::connect(address).expect("connected");
+    shown(&over(stream, &Arc::new(client)).expect("a handshake"))
+}
+
+/// SHA-256 over a certificate's DER.
+pub(crate) fn sha256(certificate: &CertificateDer<'_>) -> Vec<u8> {
+    let suite = rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
+    let sha256 = suite.tls13().expect("of TLS 1.3").common.hash_provider;
+    sha256.hash(certificate).as_ref().to_vec()
 }
 
 /// Sends bytes on a connection and reads to its end, which must be said.

@@ -80,6 +80,7 @@ export interface Frame {
   dropped?: Counts;
   online?: number;
   ack?: AckAsked;
+  withheld?: number;
 }
 
 export interface WireGap {

@@ -9,7 +9,8 @@
  * Over a split transport (docs/protocol.md) important events have a stream of their
  * own. Nothing orders it against the rest, so a number that is named before its event
  * has come is waited for, numbers that a frame skips are no loss, and what came by
- * datagram is told old from new by its time.
+ * datagram is told old from new by its time. On a bad line an important event may come
+ * by datagram as well; what comes second is known by its number.
  *
  * Calls: `connected` for every connection, `joined` when it is in, then `frame`, `gap`,
  * `missed`, `pullLimited` and `historyGone` as messages come, and `due` when the time
@@ -179,8 +180,13 @@ export class Numbers {
     this.newest = Math.max(this.newest, frame.important);
     const beside = lane === "control" && !numbered;
     if (beside && this.gone) this.giveUp(frame, news);
+    const { duplicates } = this.tally;
     for (const event of frame.events) this.event(event, lane, frame.time_ms, before.seq, news);
     this.release(news.events);
+    // The second of an event and its copy asks for what the first has asked for. What
+    // comes again on the control stream does so for want of an answer.
+    const known = this.tally.duplicates - duplicates;
+    const copy = lane !== "control" && known > 0 && known === frame.events.length;
     for (const total of frame.totals) {
       const key = `t${total.kind}\n${total.user ?? ""}\n${total.key}`;
       if (this.fresh(key, frame.time_ms)) news.totals.push(total);
@@ -189,7 +195,7 @@ export class Numbers {
       this.onlineAt = frame.time_ms;
       news.online = frame.online;
     }
-    if (frame.ack) this.asked(frame, frame.ack, now);
+    if (frame.ack && !copy) this.asked(frame, frame.ack, now);
     this.holes(at.important > before.important, beside, now);
     return news;
   }

@@ -53,6 +53,14 @@ export interface Total {
   delta: number;
 }
 
+/**
+ * What a client that reads too slowly is not sent: each with all before it. Of ordered
+ * events a `Gap` tells how many.
+ */
+export type Withheld = (typeof WITHHELD)[number];
+
+const WITHHELD = ["nothing", "sampled", "totals", "ordered"] as const;
+
 /** What one flush of the room brought, without what was here before. */
 export interface RoomFrame {
   /** It covers these numbers; first = last + 1: none. */
@@ -68,6 +76,8 @@ export interface RoomFrame {
   /** What the room itself left out, by kind. */
   dropped: Counts;
   online: number | undefined;
+  /** What this client is not sent at present. */
+  withheld: Withheld;
   lane: Lane;
 }
 
@@ -121,6 +131,8 @@ export interface RoomHandlers {
   onState?(state: RoomState, room: Room): void;
   /** A whole frame, before its events and totals are told one by one. */
   onFrame?(frame: RoomFrame, room: Room): void;
+  /** This client is slow and is sent less from here on, or more again. */
+  onWithheld?(withheld: Withheld, room: Room): void;
   onGap?(gap: Gap, room: Room): void;
   onOnline?(online: number, room: Room): void;
   onMissed?(missed: Missed, room: Room): void;
@@ -128,7 +140,17 @@ export interface RoomHandlers {
   onError?(error: TidegateError, room: Room): void;
 }
 
-const HANDLERS = ["onEvent", "onTotals", "onState", "onFrame", "onGap", "onOnline", "onMissed", "onError"] as const;
+const HANDLERS = [
+  "onEvent",
+  "onTotals",
+  "onState",
+  "onFrame",
+  "onWithheld",
+  "onGap",
+  "onOnline",
+  "onMissed",
+  "onError",
+] as const;
 
 /** The same, none of which throws. */
 function guarded(handlers: RoomHandlers): RoomHandlers {
@@ -190,6 +212,7 @@ export class Room {
   private renewed = false;
   private fetchedAt = 0;
   private early: [Frame, number][] = [];
+  private withheld: Withheld = "nothing";
   private joinSent = 0;
   private timer: unknown;
   private armedFor: number | undefined;
@@ -256,6 +279,7 @@ export class Room {
   /** @internal There is none any more. */
   broken(): void {
     this.rest();
+    this.withheld = "nothing";
     if (this.phase === "joining" || this.phase === "joined") this.phase = "waiting";
   }
 
@@ -389,6 +413,7 @@ export class Room {
     }
     if (this.phase !== "joined") return;
     this.host.stamped(frame.time_ms, now);
+    this.hold(frame, lane);
     const news = this.numbers.frame(frame, lane, now);
     if (news === undefined) return this.host.renew("another numbering than was joined", 0);
     const events = news.events.map((event) => this.toEvent(event, now));
@@ -397,12 +422,25 @@ export class Room {
       const { first_seq: firstSeq, last_seq: lastSeq, important, time_ms: timeMs, dropped = {} } = frame;
       const ageMs = this.host.ageOf(timeMs, now);
       const { online } = news;
+      const { withheld } = this;
       this.handlers.onFrame(
-        { firstSeq, lastSeq, important, timeMs, ageMs, events, totals, dropped, online, lane },
+        { firstSeq, lastSeq, important, timeMs, ageMs, events, totals, dropped, online, withheld, lane },
         this,
       );
     }
     this.tell(news, events, totals);
+  }
+
+  /**
+   * Hears what is withheld. Frames without numbers that say nothing of it say nothing:
+   * answers and repetitions are whole for everybody.
+   */
+  private hold({ first_seq: first, last_seq: last, withheld: level = 0 }: Frame, lane: Lane): void {
+    if (lane !== "control" || (level === 0 && first > last)) return;
+    const withheld = WITHHELD[level] ?? "ordered";
+    if (withheld === this.withheld) return;
+    this.withheld = withheld;
+    this.handlers.onWithheld?.(withheld, this);
   }
 
   private tell(news: News, events: RoomEvent[] = [], totals: Total[] = []): void {

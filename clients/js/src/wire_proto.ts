@@ -83,6 +83,7 @@ export const SERVER: Table = [
     [9, "dropped", "counts"],
     [10, "online", "uint", "optional"],
     [11, "ack", ACK_ASKED],
+    [12, "withheld", "uint"],
   ]],
   [4, "gap", [
     [1, "room", "string"],

@@ -52,6 +52,42 @@ describe("a room", () => {
     assert.deepEqual(shown, ["e3"]);
   });
 
+  test("tells what is withheld when that changes, and nothing of what is sent beside", async () => {
+    const told = [];
+    client.join("r", {
+      token: "t",
+      onWithheld: (withheld) => told.push(withheld),
+      onFrame: ({ firstSeq, withheld }) => told.push([firstSeq, withheld]),
+    });
+    stage.last.welcome();
+    stage.last.say("joined", joined());
+    stage.last.say("frame", frame(5, 5, 2, []));
+    for (const [first, last, withheld] of [[6, 6, 1], [7, 7, 1], [8, 7, undefined], [8, 8, 3], [9, 9, 2], [10, 10, 7]]) {
+      stage.last.say("frame", frame(first, last, 2, [], { withheld }));
+    }
+    stage.last.say("frame", frame(11, 10, 2, []), "datagram");
+    stage.last.say("frame", frame(11, 11, 2, []));
+    assert.deepEqual(told, [
+      [5, "nothing"], "sampled", [6, "sampled"], [7, "sampled"], [8, "sampled"], "ordered", [8, "ordered"],
+      "totals", [9, "totals"], "ordered", [10, "ordered"], [11, "ordered"], "nothing", [11, "nothing"],
+    ]);
+  });
+
+  test("is sent everything by a new connection until it hears otherwise", async () => {
+    const told = [];
+    client.join("r", { token: "t", onWithheld: (withheld) => told.push(withheld) });
+    stage.last.welcome();
+    stage.last.say("joined", joined());
+    stage.last.say("frame", frame(5, 5, 2, [], { withheld: 2 }));
+    stage.last.end(3008, "slow");
+    await world.run(20_000);
+    stage.last.welcome();
+    stage.last.say("joined", joined({ seq: 5, recovered: true }));
+    stage.last.say("frame", frame(6, 6, 2, []));
+    stage.last.say("frame", frame(7, 7, 2, [], { withheld: 1 }));
+    assert.deepEqual(told, ["totals", "sampled"]);
+  });
+
   test("says what is due with the message that made it due, and keeps one timer", async () => {
     client.join("r", { token: "t" });
     stage.last.welcome();

@@ -78,6 +78,30 @@ describe("important events", () => {
     assert.deepEqual(numbers.farewell()[0].body.from, 8, "a digest begins behind what is lost");
   });
 
+  test("that come by datagram and on their stream are given once and acknowledged once", () => {
+    const ack = { ack: { one_in: 1, within_ms: 0 } };
+    for (const [first, second] of [["datagram", "important"], ["important", "datagram"]]) {
+      const numbers = room({ split: true });
+      assert.deepEqual(shown(numbers.frame(frame(5, 4, 3, important(3), ack), first, 0)), [3]);
+      assert.deepEqual(say(numbers, 0), [["ack", 3, undefined]]);
+      assert.deepEqual(shown(numbers.frame(frame(5, 4, 3, important(3), ack), second, 300)), []);
+      assert.deepEqual(say(numbers, 300), [], `it was said when it came by ${first}`);
+      numbers.frame(frame(5, 4, 3, important(3), ack), "control", 900);
+      assert.deepEqual(say(numbers, 900), [["ack", 3, undefined]], "sent again for want of an answer");
+    }
+  });
+
+  test("of which only copies come are given in order, and nothing is pulled", () => {
+    const numbers = room({ split: true });
+    const copy = (number, now) => shown(numbers.frame(frame(5, 4, number, important(number)), "datagram", now));
+    assert.deepEqual(copy(3, 0), [3]);
+    assert.deepEqual(copy(5, 10), [], "behind a hole it is held");
+    assert.deepEqual(copy(4, 20), [4, 5]);
+    assert.equal(numbers.deadline, undefined);
+    assert.deepEqual(shown(numbers.frame(frame(5, 4, 5, important(3, 4, 5)), "important", 500)), []);
+    assert.equal(numbers.position.important, 5);
+  });
+
   test("on their own stream say nothing of what a pull brings", () => {
     const numbers = room({ split: true });
     numbers.frame(frame(5, 5, 6), "control", 0);

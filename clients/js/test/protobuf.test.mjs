@@ -57,6 +57,7 @@ describe("protobuf", () => {
         room: text(), epoch: number(), first_seq: number(), last_seq: number(), important: number(), time_ms: number(),
         events: Array.from({ length: random.below(4) }, () => event),
         totals: Array.from({ length: random.below(3) }, () => ({ kind: text(), key: text(), sum: signed(), delta: signed() })),
+        withheld: random.below(4),
       };
       if (random.odds(0.5)) frame.dropped = { like: number(), enter: 3 };
       if (random.odds(0.5)) frame.online = 0;

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, describe, test } from "node:test";
 import { Deframer, framed } from "../build/framing.js";
-import { dialWebSocket } from "../build/transport_websocket.js";
+import { dialWebSocket, webSocketDial } from "../build/transport_websocket.js";
 import { dialWebTransport } from "../build/transport_webtransport.js";
 
 const settled = async () => {
@@ -66,6 +66,16 @@ describe("over WebSocket", () => {
       assert.deepEqual(heard.told.map(([name, code]) => [name, code]), [["closed", 4002]]);
       assert.equal(socket.closedWith, 4002);
     }
+  });
+
+  test("takes any socket with the same face", () => {
+    const heard = listener();
+    const made = [];
+    const dial = webSocketDial((url, protocol) => made[made.push({ url, protocol, readyState: 1, send() {} }) - 1]);
+    assert.equal(dial(address, heard).send({ name: "pong", body: {} }), true);
+    assert.deepEqual([made[0].url, made[0].protocol, sockets.length], ["ws://h:7400/v1/ws", "tidegate.v1.json", 0]);
+    made[0].onmessage({ data: '{"ping":{}}' });
+    assert.deepEqual(heard.told, [["ping", "control", 11]]);
   });
 
   test("a malformed address is told, not thrown", async () => {

@@ -14,7 +14,7 @@ use tidegate::wire::proto::v1::server_message::Message;
 
 use super::{Answer, Book};
 use crate::quic::Lane;
-use crate::viewer::{Phase, Viewer};
+use crate::viewer::{MARKER, Phase, Viewer, numbers};
 
 /// How a `frame` begins: field 3 of `ServerMessage`, length-delimited.
 const FRAME_TAG: u8 = 3 << 3 | 2;
@@ -207,6 +207,16 @@ impl LaneCheck {
     }
 }
 
+/// Whether a datagram holds important events.
+fn is_copy(message: &[u8]) -> bool {
+    let Ok(v1::ServerMessage { message: Some(Message::Frame(frame)) }) =
+        v1::ServerMessage::decode(message)
+    else {
+        return false;
+    };
+    frame.events.iter().any(|event| event.important.is_some())
+}
+
 fn hash(id: &str) -> u64 {
     id.bytes().fold(0xcbf2_9ce4_8422_2325, |digest, byte| {
         (digest ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -225,7 +235,12 @@ impl Book {
         if message.first() != Some(&FRAME_TAG) {
             return self.rare_message(viewer, message);
         }
-        self.marked(viewer, message, message.len(), now);
+        if lane == Lane::Datagram && self.is_beyond(viewer, message) && is_copy(message) {
+            self.copy(viewer, message, now);
+        } else {
+            self.marked(viewer, message, message.len(), now);
+        }
+        self.release(viewer, now);
         if let Some(check) = self.lanes.get_mut(viewer.check as usize) {
             match v1::ServerMessage::decode(message) {
                 Ok(v1::ServerMessage { message: Some(Message::Frame(frame)) }) => {
@@ -236,6 +251,38 @@ impl Book {
             }
         }
         Answer::None
+    }
+
+    /// Whether something is missing before a message's first event of ours.
+    fn is_beyond(&self, viewer: &Viewer, message: &[u8]) -> bool {
+        let found = self.finder.find(message);
+        let first = found.and_then(|at| numbers(&message[at + MARKER.len()..]));
+        first.is_some_and(|[_, n, _]| n > viewer.next)
+    }
+
+    /// An important event that came in a datagram counts as delivered when
+    /// everything before it has been.
+    fn copy(&mut self, viewer: &mut Viewer, message: &[u8], now: u64) {
+        let mut at = 0;
+        while let Some(found) = self.finder.find(&message[at..]) {
+            at += found + MARKER.len();
+            let Some([_, n, intended]) = numbers(&message[at..]) else { continue };
+            if n > viewer.next {
+                viewer.ahead.insert(n, intended);
+            } else {
+                self.event(viewer, n, now.saturating_sub(intended), now);
+            }
+        }
+    }
+
+    /// Delivers what waited for what has come.
+    fn release(&mut self, viewer: &mut Viewer, now: u64) {
+        while !viewer.ahead.is_empty() {
+            let next = viewer.next;
+            viewer.ahead.retain(|n, _| *n >= next);
+            let Some(intended) = viewer.ahead.remove(&next) else { return };
+            self.event(viewer, next, now.saturating_sub(intended), now);
+        }
     }
 
     fn rare_message(&mut self, viewer: &mut Viewer, message: &[u8]) -> Answer {
@@ -280,6 +327,7 @@ impl Book {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::viewer::UNCHECKED;
 
     fn event(seq: Option<u64>, important: Option<u64>) -> v1::Event {
         let id = format!("{seq:?}-{important:?}");
@@ -368,6 +416,33 @@ mod tests {
         check.frame(Lane::Important, &frame(12, 11, vec![event(None, None)]));
         check.frame(Lane::Datagram, &frame(12, 11, vec![event(None, None)]));
         assert_eq!(check.error_count, 4, "{:?}", check.errors);
+    }
+
+    #[test]
+    fn a_copy_is_delivered_when_what_is_before_it_is() {
+        let mut book = Book::new(1, 1, false);
+        let mut viewer = Viewer::new(0, 0, false, UNCHECKED);
+        book.joined(&mut viewer, 0);
+        let message = |n: u64| {
+            let payload = format!("{{{MARKER}0,{n},{}]}}", 100 * n).into_bytes().into();
+            let event = v1::Event { payload, important: Some(n + 1), ..v1::Event::default() };
+            let message = Some(Message::Frame(frame(1, 0, vec![event])));
+            v1::ServerMessage { message }.encode_to_vec()
+        };
+        let mut take = |lane, n, now| {
+            book.lane_message(&mut viewer, lane, &message(n), now);
+            let counts = &book.groups[0].counts;
+            (counts.deliveries, counts.duplicated, counts.skipped)
+        };
+        assert_eq!(take(Lane::Datagram, 1, 150), (0, 0, 0));
+        assert_eq!(take(Lane::Datagram, 2, 250), (0, 0, 0));
+        assert_eq!(take(Lane::Important, 0, 500), (3, 0, 0));
+        assert_eq!(take(Lane::Important, 1, 600), (3, 1, 0));
+        assert_eq!(take(Lane::Datagram, 3, 700), (4, 1, 0));
+        assert!(viewer.ahead.is_empty());
+        let latency = book.groups[0].latency.iter_recorded();
+        let latencies: Vec<u64> = latency.map(|value| value.value_iterated_to()).collect();
+        assert_eq!(latencies, [300, 400, 500], "two of 400");
     }
 
     #[test]

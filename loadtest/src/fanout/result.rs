@@ -138,7 +138,7 @@ pub(super) fn relate(
     let expected = events_per_room * (group.viewers + window.stats.closed.values().sum::<u64>());
     let frames = group.frames + others.frames;
     let counted = match transport {
-        Transport::Quic => after.series_growth(before, DATAGRAMS_SENT),
+        transport if transport.is_quic() => after.series_growth(before, DATAGRAMS_SENT),
         _ => after.growth(before, "tidegate_socket_writes_total"),
     };
     let writes = counted.map_or(frames, |count| count as u64);
@@ -204,7 +204,7 @@ pub(super) fn sections(round: &FanoutResult, number: usize) -> Vec<Section> {
     );
     head = head.line("frame", format!("{} bytes", round.frame_bytes));
     let mut window = window_section(&round.window, "window");
-    if round.transport == Transport::Quic {
+    if round.transport.is_quic() {
         let Datagrams { sent, sends, refused, lost } = round.datagrams;
         window = window.line(
             "datagrams",

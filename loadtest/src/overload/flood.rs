@@ -59,7 +59,10 @@ impl Flood {
     pub(super) fn start(plan: FloodPlan) -> Flood {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || Pump::new(plan)?.run(&told));
+        let thread = std::thread::spawn(move || {
+            sys::run_later();
+            Pump::new(plan)?.run(&told)
+        });
         Flood { stop, thread: Some(thread) }
     }
 

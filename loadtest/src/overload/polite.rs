@@ -61,6 +61,7 @@ impl Polite {
         for index in 0..plan.threads.max(1) {
             let (plan, stop) = (plan.clone(), Arc::clone(&stop));
             threads.push(std::thread::spawn(move || {
+                crate::sys::run_later();
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
                 runtime.block_on(offer(&plan, index, &stop))
             }));

@@ -167,8 +167,8 @@ struct Bench<'a> {
     server: &'a Server,
     rooms: Vec<String>,
     hot: Fleet,
-    /// A process of its own: what small rooms receive must not wait for it to
-    /// read what the hot room sends.
+    /// A process of its own, before all others on its processor: what small rooms
+    /// receive must not wait for it to read what the hot room sends.
     small: Fleet,
     storm: Option<Fleet>,
     steady: Steady,
@@ -215,7 +215,8 @@ impl<'a> Bench<'a> {
         let share = |room, count| Share { room, group: 0, count, slow: false };
         let plan = viewers(server, &rooms, vec![share(0, options.viewers)]);
         let shares = (1..=options.small_rooms).map(|room| share(room, options.small_viewers));
-        let small = Plan { shares: shares.collect(), ..plan.clone() };
+        let small =
+            Plan { shares: shares.collect(), priority: super::steady::FIRST, ..plan.clone() };
         let workers = fleet::workers_for(options.viewers, options.viewers, 0, client_cpus.len());
         let mut hot = Fleet::start(&plan, workers, deadline)?;
         let mut small = Fleet::start(&small, 1, deadline)?;
@@ -273,7 +274,11 @@ impl<'a> Bench<'a> {
         self.rest((self.options.calm_seconds * 1e6) as u64)?;
         let (accounts, stats) = self.finish()?;
         let rss_kib = self.watch.last().map_or(0, |sample| sample.rss_kib);
-        Ok(Calm { rooms: result::rooms(&accounts, &stats, self.options), rss_kib })
+        Ok(Calm {
+            rooms: result::rooms(&accounts, &stats, self.options),
+            rss_kib,
+            first: self.steady.first,
+        })
     }
 
     /// Closed loops, twice as many in every step, until no more gets accepted.
@@ -539,6 +544,7 @@ fn viewers(server: &Server, rooms: &[String], shares: Vec<Share>) -> Plan {
         secret: server.secret.clone(),
         user: "viewer-".into(),
         nice: 0,
+        priority: 0,
         patient: false,
     }
 }

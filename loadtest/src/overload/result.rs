@@ -99,6 +99,9 @@ pub(super) fn rooms(accounts: &[Account], stats: &[Stats; 2], options: &Options)
 pub(super) struct Calm {
     pub(super) rooms: Rooms,
     pub(super) rss_kib: u64,
+    /// Steady publishers and small rooms' viewers ran before all others on their
+    /// processors.
+    pub(super) first: bool,
 }
 
 /// One step of the search for the capacity.
@@ -428,12 +431,14 @@ pub(super) fn output(
         section.line(name, format!("{}, answers {}", group.delivery, group.answers))
     };
     let section = steady(Section::new("unloaded"), "hot room", &calm.rooms.hot);
-    output.print(
-        steady(section, "small rooms", &calm.rooms.small).line(
-            "lost",
-            format!("hot {}, small {}", calm.rooms.hot.lost(), calm.rooms.small.lost()),
-        ),
-    );
+    let waiting = if calm.first {
+        "run before all others on their processor"
+    } else {
+        "wait for their processor (no right to real-time priority): latencies contain it"
+    };
+    let lost = format!("hot {}, small {}", calm.rooms.hot.lost(), calm.rooms.small.lost());
+    let section = steady(section, "small rooms", &calm.rooms.small).line("lost", lost);
+    output.print(section.line("steady senders", format!("and small rooms' viewers {waiting}")));
     let mut section = Section::new("capacity: closed loops, more and more of them");
     let steps = capacity.steps.iter().map(|step| (step, ""));
     for (step, held) in steps.chain(capacity.held.iter().map(|step| (step, ", held"))) {

@@ -19,6 +19,9 @@ use crate::sys;
 use crate::token::Signer;
 use crate::viewer::marked_payload;
 
+/// Real-time priority of the senders, as of the small rooms' viewers.
+pub(super) const FIRST: u8 = 2;
+
 const PAUSED: u8 = 0;
 const RUNNING: u8 = 1;
 const ENDED: u8 = 2;
@@ -68,6 +71,8 @@ struct Shared {
 pub(super) struct Steady {
     rooms: Vec<Arc<Shared>>,
     threads: Vec<JoinHandle<()>>,
+    /// They run before all others on their processors.
+    pub(super) first: bool,
 }
 
 impl Steady {
@@ -78,7 +83,8 @@ impl Steady {
         hot_rate: f64,
         small_rate: f64,
     ) -> Result<Steady> {
-        let mut steady = Steady { rooms: Vec::new(), threads: Vec::new() };
+        let first = std::thread::spawn(|| sys::run_first(FIRST)).join().unwrap_or(false);
+        let mut steady = Steady { rooms: Vec::new(), threads: Vec::new(), first };
         let run = sys::mono_us();
         for (index, room) in rooms.iter().enumerate() {
             let shared = Arc::new(Shared::default());
@@ -148,6 +154,7 @@ struct Sender {
 
 impl Sender {
     fn run(mut self) {
+        sys::run_first(FIRST);
         let mut number = 0_u64;
         let mut next = None;
         loop {

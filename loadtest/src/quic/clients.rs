@@ -26,6 +26,7 @@ use quinn_proto::{
 };
 
 use super::inbox::{Inbox, framed};
+use super::web::{self, News, Session};
 use super::{Lane, Reply, Watcher};
 use crate::trust;
 
@@ -51,6 +52,8 @@ pub(crate) struct Clients {
     scratch: Vec<u8>,
     replies: Vec<Reply>,
     lost: u64,
+    /// Viewers are WebTransport sessions.
+    sessions: bool,
 }
 
 /// One UDP socket's worth of connections.
@@ -72,6 +75,15 @@ struct Slot {
     armed: Option<Instant>,
     control: Option<(StreamId, Inbox)>,
     important: Option<(StreamId, Inbox)>,
+    kind: Kind,
+}
+
+/// What a connection carries.
+enum Kind {
+    /// The viewer protocol by itself.
+    Raw,
+    /// A WebTransport session, at this authority; there from the handshake on.
+    Web(SocketAddr, Option<Session>),
 }
 
 impl Clients {
@@ -104,7 +116,13 @@ impl Clients {
             scratch: Vec::with_capacity(2048),
             replies: Vec::new(),
             lost: 0,
+            sessions: false,
         }
+    }
+
+    /// The same over WebTransport.
+    pub(crate) fn with_sessions(self) -> Self {
+        Self { sessions: true, ..self }
     }
 
     /// Packets that ended connections and living ones hold for lost.
@@ -146,6 +164,7 @@ impl Clients {
             armed: None,
             control: None,
             important: None,
+            kind: if self.sessions { Kind::Web(self.remote, None) } else { Kind::Raw },
         }));
         self.mark(number);
         Ok(())
@@ -334,14 +353,20 @@ impl Slot {
     ) {
         while let Some(event) = self.connection.poll() {
             let outcome = match event {
-                Event::Connected => self.open_control(viewer, watcher),
+                Event::Connected => match self.kind {
+                    Kind::Raw => self.open_control(viewer, &[], watcher),
+                    Kind::Web(authority, _) => self.open_session(authority),
+                },
                 Event::ConnectionLost { reason } => {
                     watcher.closed(viewer, reason_of(&reason));
                     Ok(())
                 }
                 Event::Stream(StreamEvent::Opened { dir: Dir::Uni }) => {
                     while let Some(id) = self.connection.streams().accept(Dir::Uni) {
-                        self.important = Some((id, Inbox::default()));
+                        match &mut self.kind {
+                            Kind::Web(_, Some(session)) => session.unknown.push((id, Vec::new())),
+                            _ => self.important = Some((id, Inbox::default())),
+                        }
                         self.unread = true;
                     }
                     Ok(())
@@ -352,7 +377,12 @@ impl Slot {
                 }
                 Event::DatagramReceived => {
                     while let Some(datagram) = self.connection.datagrams().recv() {
-                        replies.push(watcher.message(viewer, Lane::Datagram, &datagram));
+                        let bare = match self.kind {
+                            Kind::Raw => Some(&datagram[..]),
+                            Kind::Web(..) => web::datagram(&datagram),
+                        };
+                        let message = |bare| watcher.message(viewer, Lane::Datagram, bare);
+                        replies.extend(bare.map(message));
                     }
                     Ok(())
                 }
@@ -387,11 +417,36 @@ impl Slot {
         watcher.closed(viewer, reason);
     }
 
-    fn open_control(&mut self, viewer: usize, watcher: &mut dyn Watcher) -> Result<(), String> {
-        let id = self.connection.streams().open(Dir::Bi).ok_or("the server allows no stream")?;
+    /// Opens a stream of ours and writes the first bytes.
+    fn open(&mut self, dir: Dir, first: &[u8]) -> Result<StreamId, String> {
+        let id = self.connection.streams().open(dir).ok_or("the server allows no stream")?;
+        match self.connection.send_stream(id).write(first) {
+            Ok(written) if written == first.len() => Ok(id),
+            Ok(_) => Err("short write".into()),
+            Err(error) => Err(format!("write: {error}")),
+        }
+    }
+
+    /// The control stream, with what its transport wants first.
+    fn open_control(
+        &mut self,
+        viewer: usize,
+        first: &[u8],
+        watcher: &mut dyn Watcher,
+    ) -> Result<(), String> {
+        let id = self.open(Dir::Bi, first)?;
         self.control = Some((id, Inbox::default()));
         let first = watcher.connected(viewer);
         self.say(&first)
+    }
+
+    /// Asks for a WebTransport session. The server's settings, which a browser
+    /// waits for, come with its part of the handshake.
+    fn open_session(&mut self, authority: SocketAddr) -> Result<(), String> {
+        self.open(Dir::Uni, &web::CONTROL)?;
+        let request = self.open(Dir::Bi, &web::request(&authority.to_string()))?;
+        self.kind = Kind::Web(authority, Some(Session::new(request)));
+        Ok(())
     }
 
     fn say(&mut self, message: &[u8]) -> Result<(), String> {
@@ -410,16 +465,59 @@ impl Slot {
         watcher: &mut dyn Watcher,
         replies: &mut Vec<Reply>,
     ) -> Result<(), String> {
+        self.read_session(viewer, watcher, replies)?;
         let lanes = [(Lane::Important, &mut self.important), (Lane::Control, &mut self.control)];
         for (lane, stream) in lanes {
             let Some((id, inbox)) = stream else { continue };
             let mut each = |message: &[u8]| replies.push(watcher.message(viewer, lane, message));
-            let over = drain(&mut self.connection, *id, inbox, &mut each)?;
+            let mut take = |bytes: &[u8]| inbox.take(bytes, &mut each);
+            let over = drain(&mut self.connection, *id, &mut take)?;
             if over {
                 *stream = None;
             }
         }
         Ok(())
+    }
+
+    /// Reads what WebTransport has beside the lanes.
+    fn read_session(
+        &mut self,
+        viewer: usize,
+        watcher: &mut dyn Watcher,
+        replies: &mut Vec<Reply>,
+    ) -> Result<(), String> {
+        let Kind::Web(_, Some(session)) = &mut self.kind else { return Ok(()) };
+        for (id, mut head) in std::mem::take(&mut session.unknown) {
+            let over = drain(&mut self.connection, id, &mut |bytes| {
+                head.extend_from_slice(bytes);
+                Ok(())
+            })?;
+            match web::kind(&head) {
+                Some((true, used)) => {
+                    let mut inbox = Inbox::default();
+                    inbox.take(&head[used..], |message| {
+                        replies.push(watcher.message(viewer, Lane::Important, message));
+                    })?;
+                    self.important = Some((id, inbox));
+                }
+                None if !over => session.unknown.push((id, head)),
+                // Of HTTP/3 itself: nothing that is needed.
+                Some((false, _)) | None => {}
+            }
+        }
+        let over = drain(&mut self.connection, session.request, &mut |bytes| {
+            session.hear(bytes);
+            Ok(())
+        })?;
+        loop {
+            let Kind::Web(_, Some(session)) = &mut self.kind else { return Ok(()) };
+            match session.news() {
+                News::Opened => self.open_control(viewer, &web::STREAM, watcher)?,
+                News::Over(reason) => return Err(reason),
+                News::Nothing if over => return Err("the server ended the session".into()),
+                News::Nothing => return Ok(()),
+            }
+        }
     }
 }
 
@@ -427,14 +525,13 @@ impl Slot {
 fn drain(
     connection: &mut Connection,
     id: StreamId,
-    inbox: &mut Inbox,
-    each: &mut dyn FnMut(&[u8]),
+    take: &mut dyn FnMut(&[u8]) -> Result<(), String>,
 ) -> Result<bool, String> {
     let mut stream = connection.recv_stream(id);
     let Ok(mut chunks) = stream.read(true) else { return Ok(true) };
     let over = loop {
         match chunks.next(usize::MAX) {
-            Ok(Some(chunk)) => inbox.take(&chunk.bytes, &mut *each)?,
+            Ok(Some(chunk)) => take(&chunk.bytes)?,
             Ok(None) => break true,
             Err(ReadError::Blocked) => break false,
             Err(ReadError::Reset(code)) => return Err(format!("stream reset, code {code}")),

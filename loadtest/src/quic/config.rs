@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use quinn_proto::crypto::rustls::QuicClientConfig;
 use quinn_proto::{ClientConfig, IdleTimeout, NoneTokenStore, TransportConfig, VarInt};
 
-use crate::transport::Wire;
+use super::web;
+use crate::transport::{Transport, Wire};
 use crate::trust;
 
 /// Application protocol of the raw viewer protocol.
@@ -25,7 +26,8 @@ const DATAGRAM_BUFFER: usize = 64 * 1024;
 
 /// The configuration of all connections.
 pub(crate) fn client(wire: Wire) -> Result<ClientConfig> {
-    let tls = QuicClientConfig::try_from(trust::config(&[ALPN])?).context("TLS for QUIC")?;
+    let protocol = if wire.transport == Transport::Webtransport { web::ALPN } else { ALPN };
+    let tls = QuicClientConfig::try_from(trust::config(&[protocol])?).context("TLS for QUIC")?;
     let mut config = ClientConfig::new(Arc::new(tls));
     config.transport_config(Arc::new(transport(wire)?));
     // A token of an earlier connection would spare the server its doubts.
@@ -35,9 +37,13 @@ pub(crate) fn client(wire: Wire) -> Result<ClientConfig> {
 
 fn transport(wire: Wire) -> Result<TransportConfig> {
     let mut config = TransportConfig::default();
+    let streams = match wire.transport {
+        Transport::Webtransport => web::SERVER_STREAMS,
+        _ => SERVER_STREAMS,
+    };
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
-        .max_concurrent_uni_streams(VarInt::from_u32(SERVER_STREAMS))
+        .max_concurrent_uni_streams(VarInt::from_u32(streams))
         .max_idle_timeout(Some(IdleTimeout::try_from(IDLE)?))
         .stream_receive_window(VarInt::from_u32(wire.window))
         .receive_window(VarInt::from_u32(wire.window.saturating_mul(2)))

@@ -11,6 +11,7 @@ use super::clients::{Clients, check_remote};
 use super::sockets::{Sockets, Traffic};
 use super::{Watcher, config};
 use crate::protocol::Plan;
+use crate::transport::Transport;
 
 /// Batches taken from one socket before the others have their turn.
 const BATCHES: u32 = 16;
@@ -44,7 +45,10 @@ impl Driver {
             registry.register(socket, Token(first + number as usize), Interest::READABLE)?;
         }
         let config = config::client(plan.wire)?;
-        let clients = Clients::new(config, plan.addr, viewers, count, None);
+        let mut clients = Clients::new(config, plan.addr, viewers, count, None);
+        if plan.wire.transport == Transport::Webtransport {
+            clients = clients.with_sessions();
+        }
         let (traffic, since) = (Traffic::default(), Traffic::default());
         Ok(Driver { clients, sockets, count, first, ready: Vec::new(), traffic, since })
     }

@@ -20,7 +20,7 @@ pub(crate) fn framed(message: &[u8]) -> Vec<u8> {
 
 /// A variable-length integer at the beginning: its value and its length, `None`
 /// if it has not come whole.
-fn varint(bytes: &[u8]) -> Option<(u64, usize)> {
+pub(super) fn varint(bytes: &[u8]) -> Option<(u64, usize)> {
     let first = *bytes.first()?;
     let length = 1 << (first >> 6);
     let bytes = bytes.get(..length)?;

@@ -89,21 +89,24 @@ impl Upstream {
         }
     }
 
-    /// Where a first attempt at a call goes, of a task that has `begun` or not;
-    /// `None`: it is kept back. Among the servers
-    /// whose level admits the call, the balance decides.
+    /// Where a first attempt at a call goes, of a task whose call before was served by
+    /// `last`, if it has begun; `None`: it is kept back. Among the servers whose level
+    /// admits the call, the balance decides.
     pub(super) fn first(
         &mut self,
         priority: Priority,
-        begun: bool,
+        last: Option<usize>,
         now: u64,
         rng: &mut SmallRng,
     ) -> Option<usize> {
-        let admitting = self.pick(rng, |up, server| up.admits(server, priority, begun, now));
+        let begun = last.is_some();
+        let faithful = last.filter(|_| matches!(self.manners, Manners::Callers(_)));
+        let admitting =
+            self.pick(faithful, rng, |up, server| up.admits(server, priority, begun, now));
         match &self.manners {
             Manners::Eager | Manners::Once | Manners::Levels(_) => admitting,
             Manners::Callers(_) => {
-                let server = admitting.or_else(|| self.pick(rng, |_, _| true))?;
+                let server = admitting.or_else(|| self.pick(faithful, rng, |_, _| true))?;
                 let Manners::Callers(callers) = &mut self.manners else { return None };
                 let (caller, at) = (&mut callers[server], engine_time(now));
                 let verdict = if begun {
@@ -128,7 +131,7 @@ impl Upstream {
         if matches!(self.manners, Manners::Once) {
             return None;
         }
-        let server = self.pick(rng, |up, server| {
+        let server = self.pick(None, rng, |up, server| {
             server != refused_by && up.admits(server, priority, begun, now)
         })?;
         if let Manners::Callers(callers) = &mut self.manners {
@@ -142,7 +145,7 @@ impl Upstream {
 
     /// Where a call goes whose user cares for no level.
     pub(super) fn regardless(&self, rng: &mut SmallRng) -> Option<usize> {
-        self.pick(rng, |_, _| true)
+        self.pick(None, rng, |_, _| true)
     }
 
     fn admits(&self, server: usize, priority: Priority, begun: bool, now: u64) -> bool {
@@ -156,12 +159,19 @@ impl Upstream {
         }
     }
 
-    /// One of the servers that `may`, by the balance.
-    fn pick(&self, rng: &mut SmallRng, may: impl Fn(&Self, usize) -> bool) -> Option<usize> {
+    /// One of the servers that `may`, by the balance, `last` before others like it.
+    fn pick(
+        &self,
+        last: Option<usize>,
+        rng: &mut SmallRng,
+        may: impl Fn(&Self, usize) -> bool,
+    ) -> Option<usize> {
         let (mut best, mut equals) = (None, 0_u32);
         for server in (0..SERVERS).filter(|&server| may(self, server)) {
+            // Twice the calls, so that the last is before those that it equals.
+            let credit = i64::from(last == Some(server));
             let weight = match self.balance {
-                Balance::Least => self.outstanding[server],
+                Balance::Least => i64::from(2 * self.outstanding[server]) - credit,
                 Balance::Random => 0,
             };
             match best {

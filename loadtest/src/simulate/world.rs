@@ -54,6 +54,8 @@ struct Task {
     upstream: u8,
     /// The call it is at.
     index: u8,
+    /// Which server served the call before.
+    last: Option<u8>,
     /// Copies of that call on their way.
     copies: u8,
     resends: u8,
@@ -191,6 +193,7 @@ impl World<'_> {
             deadline: self.now + DEADLINE,
             upstream,
             index: 0,
+            last: None,
             copies: 0,
             resends: RESENDS,
             restarts: RESTARTS,
@@ -215,7 +218,7 @@ impl World<'_> {
         let server = if task.traits.aggressive {
             upstream.regardless(&mut self.rng)
         } else {
-            upstream.first(task.priority, task.index > 0, self.now, &mut self.rng)
+            upstream.first(task.priority, task.last.map(usize::from), self.now, &mut self.rng)
         };
         match server {
             Some(server) => self.send(number, server),
@@ -333,6 +336,7 @@ impl World<'_> {
             return self.refused_call(number, server);
         }
         task.index += 1;
+        task.last = Some(server as u8);
         task.copies = 0;
         if task.index < task.traits.calls {
             return self.call(number);
@@ -374,6 +378,7 @@ impl World<'_> {
             let again = Task {
                 deadline: self.now + DEADLINE,
                 index: 0,
+                last: None,
                 copies: 0,
                 resends: RESENDS,
                 restarts: task.restarts - 1,

@@ -8,7 +8,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use super::super::terminal::escape_json;
-use crate::viewer::{Event, Failure, Gap, GapReason, Happening, Snapshot, Status, Total, Why};
+use crate::viewer::{
+    Event, Failure, Gap, GapReason, Happening, Snapshot, Status, Total, Why, Withheld,
+};
 
 /// The line of a change of the connection.
 pub(super) fn status(status: &Status) -> Option<String> {
@@ -16,7 +18,7 @@ pub(super) fn status(status: &Status) -> Option<String> {
         Status::Connected { transport, address } => {
             json!({"connected": {"transport": transport.to_string(), "address": address}})
         }
-        Status::Waiting { why, again_in } => {
+        Status::Waiting { why, again_in, .. } => {
             json!({"disconnected": {"why": why, "again_in_ms": again_in.as_millis() as u64}})
         }
         Status::Idle | Status::Connecting => return None,
@@ -34,6 +36,7 @@ pub(super) fn happening(happening: &Happening) -> Option<String> {
         }
         Happening::Online(online) => json!({"online": online}),
         Happening::Gap(it) => json!({"gap": gap(it)}),
+        Happening::Withheld(withheld) => json!({"withheld": self::withheld(*withheld)}),
         Happening::Dropped(dropped) => json!({"dropped": counts(dropped)}),
         Happening::Missed { from, to } => json!({"missed": {"from": from, "to": to}}),
         Happening::Lost { from, to } => json!({"lost": {"from": from, "to": to}}),
@@ -47,6 +50,15 @@ pub(super) fn happening(happening: &Happening) -> Option<String> {
         _ => return None,
     };
     Some(escape_json(&value.to_string()))
+}
+
+fn withheld(withheld: Withheld) -> &'static str {
+    match withheld {
+        Withheld::Nothing => "nothing",
+        Withheld::Sampled => "sampled",
+        Withheld::Totals => "totals",
+        Withheld::Ordered => "ordered",
+    }
 }
 
 fn joined(snapshot: &Snapshot) -> Value {

@@ -6,7 +6,9 @@ use serde_json::Value;
 
 use super::super::terminal::{Paint, clean};
 use crate::engine::time::Time;
-use crate::viewer::{Event, Failure, Gap, GapReason, Happening, Snapshot, Status, Total, Why};
+use crate::viewer::{
+    Event, Failure, Gap, GapReason, Happening, Snapshot, Status, Total, Why, Withheld,
+};
 
 /// Characters of a payload that are shown.
 const MAX_PAYLOAD: usize = 400;
@@ -45,6 +47,7 @@ impl View {
             Happening::Totals(totals) => self.totals(totals, &time).into_iter().collect(),
             Happening::Online(online) => vec![self.paint.dim(&format!("{time} online {online}"))],
             Happening::Gap(gap) => vec![self.gap(gap, &time)],
+            Happening::Withheld(withheld) => vec![self.withheld(*withheld, &time)],
             Happening::Dropped(dropped) => {
                 let text = format!("{time} the room dropped {}", counts(dropped));
                 vec![self.paint.dim(&text)]
@@ -101,6 +104,18 @@ impl View {
             GapReason::Away => format!("{time} missed while away: {numbers}"),
             GapReason::Unannounced => format!("{time} missing {numbers}"),
         })
+    }
+
+    fn withheld(&self, withheld: Withheld, time: &str) -> String {
+        let what = match withheld {
+            Withheld::Nothing => {
+                return self.paint.bold(&format!("{time} keeping up again: everything is sent"));
+            }
+            Withheld::Sampled => "without sampled events",
+            Withheld::Totals => "without sampled events and totals",
+            Withheld::Ordered => "important events only",
+        };
+        self.paint.red(&format!("{time} too slow, from here on {what}"))
     }
 
     fn event(&self, event: &Event, time: &str, now: Time) -> String {
@@ -296,6 +311,24 @@ mod tests {
         assert_eq!(gap(GapReason::Slow), ["08:00:00 gap #3 to #5 chat 3"]);
         assert_eq!(gap(GapReason::Away), ["08:00:00 missed while away: #3 to #5"]);
         assert_eq!(gap(GapReason::Unannounced), ["08:00:00 missing #3 to #5"]);
+    }
+
+    #[test]
+    fn a_slow_viewer_is_told_what_it_is_sent() {
+        let lines: Vec<String> =
+            [Withheld::Sampled, Withheld::Totals, Withheld::Ordered, Withheld::Nothing]
+                .into_iter()
+                .flat_map(|withheld| show(&Happening::Withheld(withheld)))
+                .collect();
+        assert_eq!(
+            lines,
+            [
+                "08:00:00 too slow, from here on without sampled events",
+                "08:00:00 too slow, from here on without sampled events and totals",
+                "08:00:00 too slow, from here on important events only",
+                "08:00:00 keeping up again: everything is sent",
+            ]
+        );
     }
 
     #[test]

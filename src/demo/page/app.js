@@ -2,7 +2,8 @@
 // publisher over HTTP beside it. Whatever comes from the room is shown as text
 // (textContent), never as markup.
 
-import { connect } from "/demo/tidegate.js";
+import { canBeSlow, crowd, ladder, pace, PacedSocket } from "/demo/slow.js";
+import { connect, webSocketDial } from "/demo/tidegate.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -90,12 +91,18 @@ const field = (payload, name) =>
 // ---- the viewer --------------------------------------------------------------
 
 const TRANSPORTS = { webtransport: "WebTransport", websocket: "WebSocket" };
+/** The close code of a viewer that takes nothing. */
+const SLOW = 3008;
 
 /** Tokens for a guest, and the name that they are for. */
 let identity = null;
 let client = null;
 let room = null;
 let turn = 0;
+/** Numbers were told as lost, and none has come since. */
+let behind = false;
+/** Reads at `pace`; only over WebSocket. */
+let paced = false;
 
 async function newIdentity() {
   const answer = await fetch("/demo/session", { cache: "no-store" });
@@ -128,7 +135,9 @@ async function enter(transports) {
   // The first token serves the first join; another one is asked for when it is refused.
   let fresh = identity;
   // A certificate for development is asked for first, and that takes of the head start.
-  client = connect({ transports, certificateHashes, race: { headStartMs: 2_000 } });
+  const websocket = webSocketDial((url, protocol) => new PacedSocket(url, protocol));
+  const environment = paced ? { dials: { websocket } } : {};
+  client = connect({ transports, certificateHashes, race: { headStartMs: 2_000 }, environment });
   client.on("state", (state, { reason, inMs }) => showState(state, reason, inMs));
   client.on("error", ({ code, message }) => {
     if (code !== "unreachable" && code !== "refused") toast(message);
@@ -137,6 +146,11 @@ async function enter(transports) {
     meter.bytes += size;
     inspector.add(message.name, message.body, size, Date.now());
     meter.changed();
+    if (message.name === "gap") behind = true;
+    if (message.name === "frame" && message.body.first_seq <= message.body.last_seq) behind = false;
+  });
+  client.on("close", ({ code, reason }) => {
+    if (code === SLOW) ladder.told("closed", `told: ${code} ${reason}, come back`);
   });
   room = client.join(identity.room, {
     token: async () => {
@@ -147,9 +161,12 @@ async function enter(transports) {
     onState: showJoined,
     onFrame: (frame) => {
       meter.frame(frame);
+      // After a gap or a leap, the first frame with numbers says how it goes on.
+      if (frame.firstSeq <= frame.lastSeq && frame.lane === "control") showWithheld(frame.withheld);
       showFrame(frame);
     },
     onOnline: (online) => ($("online").textContent = short(online)),
+    onWithheld: showWithheld,
     onGap: showGap,
     onMissed: showMissed,
   });
@@ -181,6 +198,8 @@ const pill = {
 };
 
 function showState(state, reason, inMs) {
+  // Who reads nothing does not read the welcome either.
+  if (state !== "open") pace.set(Infinity);
   const again = meter.seq !== null;
   if (state === "waiting") pill.show("reconnecting", reason, performance.now() + inMs);
   else if (state === "stopped") pill.show("stopped", reason);
@@ -770,7 +789,10 @@ function showStream(event) {
 
 function showJoined(state) {
   pill.show("live", "");
-  if (state.rebased) chat.add([chat.note("This viewer was sent less for a while; from here on it is up to date.", true)]);
+  if (paced) pace.set(Number($("pace").value));
+  if (state.rebased) showRebased(state);
+  else ladder.reset();
+  if (state.rebased) meter.stand();
   else if (meter.seq !== null && !state.recovered) chat.add([chat.note("Back in the room; what came between is not shown.")]);
   meter.stand();
   const epoch = String(state.epoch);
@@ -788,11 +810,35 @@ function showJoined(state) {
   meter.changed();
 }
 
+function showWithheld(withheld) {
+  if (ladder.now === withheld) return;
+  ladder.withheld(withheld);
+  const words = {
+    nothing: "This viewer keeps up again: everything is sent.",
+    sampled: "This viewer is slow: samples of the crowd are left out.",
+    totals: "This viewer is slower still: counts are left out, too.",
+    ordered: "This viewer is very slow: only important events are sent.",
+  };
+  chat.add([chat.note(words[withheld], withheld !== "nothing")]);
+}
+
+/** Skipped ahead, where numbers were lost right before; otherwise values given anew. */
+function showRebased({ seq }) {
+  if (!behind) return chat.add([chat.note("What this viewer did not get was given anew.")]);
+  ladder.at("rebase");
+  ladder.told("rebase", `told: the room as of seq ${integer.format(seq)}`);
+  chat.add([chat.note("This viewer was too far behind and skipped ahead: this is the room as it is now.", true)]);
+}
+
 function showGap({ firstSeq, lastSeq, dropped, cause }) {
   // Of what went by while nobody was here the room's note tells.
   if (cause === "away") return;
   meter.miss(lastSeq - firstSeq + 1);
   const lost = Object.entries(dropped);
+  if (cause === "told") {
+    ladder.at("ordered");
+    ladder.told("ordered", `told: gap in seq ${firstSeq} to ${lastSeq}, without ${counts(lost) || "anything"}`);
+  }
   chat.add([chat.note(lost.length ? `This viewer was too slow for ${counts(lost)}.` : "This viewer was too slow.", true)]);
 }
 
@@ -914,6 +960,29 @@ function onSubmit(id, make) {
   });
 }
 
+// ---- being slow ---------------------------------------------------------------------------------
+
+let quiet = null;
+$("crowd").addEventListener("click", () => {
+  quiet?.();
+  quiet = quiet ? null : crowd(publish);
+  $("crowd").setAttribute("aria-pressed", String(quiet !== null));
+});
+
+$("pace").addEventListener("change", () => {
+  if (paced) return pace.set(Number($("pace").value));
+  // Another connection, which can be read slowly from its `joined` on.
+  paced = true;
+  choice.value = "websocket";
+  enter(["websocket"]);
+});
+
+if (!canBeSlow) {
+  $("pace").disabled = true;
+  $("slow-hint").textContent =
+    "This browser reads whatever comes (it has no WebSocketStream), so only a slow line makes this viewer slow.";
+}
+
 onSubmit("form-packet", ({ title, amount }) => ({
   kind: "red_packet",
   user: "harbour-master",
@@ -984,7 +1053,12 @@ const chosen = (name) => (name in TRANSPORTS ? [name] : Object.keys(TRANSPORTS))
 const choice = $("transport");
 const asked = new URLSearchParams(location.search).get("transport");
 if (asked in TRANSPORTS) choice.value = asked;
-choice.addEventListener("change", () => enter(chosen(choice.value)));
+choice.addEventListener("change", () => {
+  paced = false;
+  $("pace").value = "Infinity";
+  pace.set(Infinity);
+  enter(chosen(choice.value));
+});
 
 setPanel(false);
 setInterval(() => meter.second(), 1_000);

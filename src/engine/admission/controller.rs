@@ -15,26 +15,14 @@
 use std::time::Duration;
 
 use super::AdmissionSettings;
+use super::capacity::Capacity;
 use super::demand::Demand;
 use super::scale::Scale;
 use crate::engine::priority::{AdmissionLevel, Priority};
 use crate::engine::time::Time;
 
-/// Time constant of the measured capacity, in microseconds of busy time: with
-/// random service times a second's worth of calls is off by 6 % by chance.
-const CAPACITY_MEMORY: f64 = 1_500_000.0;
-/// The same once a window shows what chance does not explain.
-const CHANGED_CAPACITY_MEMORY: f64 = 300_000.0;
-/// Standard deviations of the mean of random service times that chance explains.
-const CHANCE: f64 = 4.0;
-/// Busy time below this measures nothing, in microseconds.
-const LEAST_BUSY: f64 = 2_000.0;
 /// A window may end this early when its evidence is overwhelming.
 const SHORTEST: Duration = Duration::from_millis(20);
-/// Requests from which the capacity is measured for the first time: with random
-/// service times it is then off by 10 %. From 20 it was so wrong that the
-/// simulation at ten times the capacity did not find its feet in 10 s.
-const FIRST_SAMPLES: u64 = 100;
 /// Evidence of spare capacity is looked at this often.
 const SPARE_CHECK: Duration = Duration::from_millis(100);
 /// Share of a window without work that counts as spare capacity.
@@ -64,6 +52,36 @@ const SAFE: f64 = 0.9;
 const HISTOGRAM_MEMORY: f64 = 5_000_000.0;
 /// Part of it that lives on when a window contradicts the level.
 const KEEP: f64 = 0.5;
+/// The same of a histogram that was scaled to what an onset brings.
+const KEEP_SURGE: f64 = 0.3;
+/// Requests that an onset's rate is told from at least, and the standard deviations of
+/// their number that are chance.
+const SURGE_SAMPLES: u64 = 10;
+const SURGE_CHANCE: f64 = 2.0;
+/// Multiples of the capacity that come at an onset worth waiting through. A slow rise
+/// fills the queue at less: all who wait would wait long, and lose nothing elsewhere.
+const STORM: f64 = 1.5;
+/// Evicted work, as a share of admitted work, that no choice from a margin explains: what
+/// comes is not what the level was read from.
+const SWEPT: f64 = 0.3;
+/// For how long after an onset, or a change of the capacity, the level is new.
+const UNSETTLED: Duration = Duration::from_secs(2);
+
+/// What has come since the queue last kept its short bound: busy microseconds, in how
+/// many requests, since when.
+#[derive(Debug, Clone, Copy, Default)]
+struct Surge {
+    work: f64,
+    requests: u64,
+    since: Time,
+}
+
+impl Surge {
+    /// As a multiple of the capacity.
+    fn rate(&self, now: Time) -> f64 {
+        self.work / (now.since(self.since).as_micros() as f64).max(1.0)
+    }
+}
 
 /// What happened in one window. Work in estimated microseconds.
 #[derive(Debug, Clone, Copy, Default)]
@@ -82,10 +100,6 @@ struct Window {
     before: f64,
     /// Time without anything to do.
     rested: f64,
-    /// Work done while more of it waited, in how many requests and in what time.
-    chained: f64,
-    chain: u64,
-    chain_time: f64,
 }
 
 /// What the last window came to.
@@ -109,9 +123,13 @@ pub(super) struct Controller {
     /// The queue has outgrown what it may hold while the level is open.
     overfull: bool,
     /// Work per busy microsecond.
-    capacity: f64,
-    /// Requests it was measured from.
-    samples: u64,
+    capacity: Capacity,
+    /// The capacity is another than in the windows before.
+    changed: bool,
+    /// What has come since the queue last kept its short bound.
+    surge: Surge,
+    /// When something last changed that no level could know of.
+    unsettled: Option<Time>,
     /// What is admitted beyond the capacity, as a share of it.
     margin: f64,
     /// Work begun and not yet followed by other work, in how many requests, and
@@ -134,9 +152,10 @@ impl Controller {
             safe: AdmissionLevel::SHUT,
             scale: Scale::new(),
             overfull: false,
-            // What costs a microsecond takes one, until measured.
-            capacity: 1.0,
-            samples: 0,
+            capacity: Capacity::new(),
+            changed: false,
+            surge: Surge { since: now, ..Surge::default() },
+            unsettled: None,
             margin: settings.margin,
             begun: None,
             behind: None,
@@ -158,7 +177,7 @@ impl Controller {
 
     /// Whether the capacity has been measured; until then, work has no meaning.
     pub(super) fn has_measured(&self) -> bool {
-        self.samples > 0
+        self.capacity.is_measured()
     }
 
     /// The queue has outgrown its bound under an open level.
@@ -183,12 +202,12 @@ impl Controller {
     /// Work per microsecond that was done in the last window; no more than the
     /// capacity.
     pub(super) fn throughput(&self) -> f64 {
-        self.done.min(self.capacity)
+        self.done.min(self.capacity.rate())
     }
 
     /// Work per busy microsecond.
     pub(super) fn capacity(&self) -> f64 {
-        self.capacity
+        self.capacity.rate()
     }
 
     /// A request came while `backlog` microseconds of work waited, and had
@@ -201,10 +220,24 @@ impl Controller {
         backlog: f64,
     ) {
         self.scale.arrived(backlog);
-        self.demand.arrived(priority, cost);
+        // In time, so that what is remembered stays true when the capacity changes.
+        let time = cost / self.capacity.rate();
+        self.demand.arrived(priority, time);
+        self.surge.work += time;
+        self.surge.requests += 1;
         self.window.arrived += cost;
         self.window.before += before.as_micros() as f64;
         self.window.requests += 1;
+    }
+
+    /// The queue keeps its short bound.
+    pub(super) fn kept_bound(&mut self, now: Time) {
+        self.surge = Surge { since: now, ..Surge::default() };
+    }
+
+    /// Whether the level is too new to be kept to closely.
+    pub(super) fn is_unsettled(&self, now: Time) -> bool {
+        self.unsettled.is_some_and(|at| now.since(at) < UNSETTLED)
     }
 
     pub(super) fn admitted(&mut self, cost: f64) {
@@ -220,20 +253,31 @@ impl Controller {
         self.window.started += cost;
         self.window.starts += 1;
         self.window.waited += waited.as_micros() as f64;
+        self.done_until(now);
         let (work, requests, since) = self.begun.unwrap_or((0.0, 0, now));
-        if now > since {
-            self.window.chained += work;
-            self.window.chain += requests;
-            self.window.chain_time += now.since(since).as_micros() as f64;
-            self.begun = Some((cost, 1, now));
-        } else {
-            self.begun = Some((work + cost, requests + 1, since));
+        self.begun = Some((work + cost, requests + 1, since));
+    }
+
+    /// What was begun before `now` is done.
+    fn done_until(&mut self, now: Time) {
+        let Some((work, requests, since)) = self.begun.filter(|begun| begun.2 < now) else {
+            return;
+        };
+        self.begun = None;
+        let before = self.capacity.rate();
+        let time = now.since(since).as_micros() as f64;
+        if self.capacity.measured(work, requests as f64, time) {
+            self.changed = true;
+            self.demand.scale(before / self.capacity.rate());
         }
     }
 
-    /// Nothing is left to start. When the last of it was done nobody knows: the
-    /// server may have had other things to do.
-    pub(super) fn drained(&mut self) {
+    /// Nothing is left to start.
+    pub(super) fn drained(&mut self, now: Time) {
+        // Without the last of a row, what is measured is what others had to wait for,
+        // the longer half: at half of the capacity a fifth too little. If no time has
+        // passed, nobody knows when it was done.
+        self.done_until(now);
         self.begun = None;
     }
 
@@ -273,13 +317,20 @@ impl Controller {
         let full = age >= settings.window || window.requests >= settings.window_requests;
         // Twice the queue was thrown out of it, or it overflowed: whoever waits for
         // the window's end refuses at its own cost what could be shed for free.
-        let queue = settings.queue.as_micros() as f64 * self.capacity;
+        let queue = settings.queue.as_micros() as f64 * self.capacity.rate();
         let onset = window.evictions >= settings.min_requests && window.evicted >= 2.0 * queue;
         let spare = !self.level.is_open()
             && (age >= SPARE_CHECK || age >= SHORTEST && window.rested >= SPARE_REST)
             && window.rested >= SPARE * age.as_micros() as f64;
-        let first = !self.has_measured() && window.chain >= FIRST_SAMPLES;
-        if full || age >= SHORTEST && (onset || first || self.overfull) || spare {
+        let first = self.capacity.is_new();
+        let changed = self.changed && !self.level.is_open();
+        let storm = self.overfull && self.surge.rate(now) >= STORM;
+        let swept = onset && window.evicted >= SWEPT * window.admitted;
+        if age >= SHORTEST && (changed || storm || swept) {
+            self.unsettled = Some(now);
+        }
+        let news = changed || self.overfull || onset || first;
+        if full || age >= SHORTEST && news || spare {
             self.close(settings, queue_work, stalled, now);
             return true;
         }
@@ -296,9 +347,9 @@ impl Controller {
         let window =
             std::mem::replace(&mut self.window, Window { began: now, ..Window::default() });
         let elapsed = (now.since(window.began).as_micros() as f64).max(1.0);
-        if window.chain_time >= LEAST_BUSY && window.chained > 0.0 {
-            let rate = window.chained / window.chain_time;
-            self.measure(rate, window.chain, window.chain_time);
+        self.changed = false;
+        if let Some(times) = self.capacity.settle() {
+            self.demand.scale(times);
         }
         let mut queueing =
             Duration::from_micros((window.waited / window.starts.max(1) as f64) as u64);
@@ -312,12 +363,12 @@ impl Controller {
         self.verdict = Verdict {
             queueing,
             overloaded: waiting || evicting,
-            load: window.arrived / elapsed / self.capacity.max(f64::MIN_POSITIVE),
+            load: window.arrived / elapsed / self.capacity.rate(),
         };
         self.adapt_margin(settings, &window, elapsed);
         let thin = window.requests < settings.min_requests;
         let admitted = window.admitted / elapsed;
-        let goal = self.capacity * (1.0 + self.margin);
+        let goal = self.capacity.rate() * (1.0 + self.margin);
         let before = window.before / window.requests.max(1) as f64;
         let behind = before / settings.threshold.as_micros().max(1) as f64;
         let target = if let Some(target) = self.catch_up(settings, &window, elapsed, behind) {
@@ -329,7 +380,8 @@ impl Controller {
         } else {
             goal.max(admitted + settings.beta * window.arrived / elapsed)
         };
-        let next = self.look(&window, elapsed, target);
+        let surged = overfull && self.level.is_open() && self.follow_surge(elapsed, now);
+        let next = self.look(&window, elapsed, target, surged);
         let tighter = next.0 < self.level;
         if !tighter || !thin && (waiting || evicting || behind > 1.0 || !self.level.is_open()) {
             (self.level, self.safe, self.scale) = next;
@@ -365,15 +417,18 @@ impl Controller {
         Some((admitted * (1.0 / (1.0 - spare)).max(CATCH_UP)).max(done * LEAST_DONE))
     }
 
-    /// Follows the capacity: work done per microsecond in `starts` requests.
-    fn measure(&mut self, measured: f64, starts: u64, busy: f64) {
-        let chance = CHANCE / (starts as f64).sqrt();
-        let changed = (measured / self.capacity - 1.0).abs() > chance;
-        let memory = if changed { CHANGED_CAPACITY_MEMORY } else { CAPACITY_MEMORY };
-        self.samples += starts;
-        // The first measurements count by their number.
-        let weight = (1.0 - (-busy / memory).exp()).max(starts as f64 / self.samples as f64);
-        self.capacity += (measured - self.capacity) * weight;
+    /// An open level's queue has outgrown its bound: what came since it began to grow
+    /// tells how much comes now, and the histogram of the seconds before, how it is
+    /// spread over tiers and users. Returns whether that is news.
+    fn follow_surge(&mut self, elapsed: f64, now: Time) -> bool {
+        let requests = self.surge.requests;
+        let times = self.surge.rate(now) / self.demand.rate(elapsed).max(f64::MIN_POSITIVE);
+        let news =
+            requests >= SURGE_SAMPLES && times > 1.0 + SURGE_CHANCE / (requests as f64).sqrt();
+        if news {
+            self.demand.scale(times);
+        }
+        news
     }
 
     /// Reads level, safe tiers and scale from the demand.
@@ -382,6 +437,7 @@ impl Controller {
         window: &Window,
         elapsed: f64,
         target: f64,
+        surged: bool,
     ) -> (AdmissionLevel, AdmissionLevel, Scale) {
         let rests = window.rested > SPARE * elapsed && !self.level.is_open();
         if rests {
@@ -389,13 +445,17 @@ impl Controller {
         }
         let seen = self.scale.kept_to(self.level);
         self.demand.see(seen, elapsed);
-        let next = self.demand.level(target, seen);
-        let safe = self.demand.whole_tiers(self.capacity * SAFE);
-        let scale = self.scale.read(&self.demand, seen, self.capacity);
+        let next = self.demand.level(target / self.capacity.rate(), seen);
+        let safe = self.demand.whole_tiers(SAFE);
+        let scale = self.scale.read(&self.demand, seen, 1.0);
         // A window that contradicts the level makes the past worth less.
         let surprise =
             rests || window.evicted > (SURPRISE * EVICTED + self.margin) * window.admitted;
-        self.demand.fade(if surprise { KEEP } else { (-elapsed / HISTOGRAM_MEMORY).exp() });
+        self.demand.fade(match (surged, surprise) {
+            (true, _) => KEEP_SURGE,
+            (_, true) => KEEP,
+            _ => (-elapsed / HISTOGRAM_MEMORY).exp(),
+        });
         (next, safe, scale)
     }
 

@@ -56,6 +56,17 @@ impl Demand {
         self.cells.iter_mut().for_each(|cell| *cell *= keep as f32);
     }
 
+    /// Work per microsecond seen on average, with `elapsed` more to come.
+    pub(super) fn rate(&self, elapsed: f64) -> f64 {
+        self.cells.iter().map(|w| f64::from(*w)).sum::<f64>() / (self.span + elapsed).max(1.0)
+    }
+
+    /// All that was seen takes so many times as long.
+    pub(super) fn scale(&mut self, times: f64) {
+        self.cells.iter_mut().for_each(|cell| *cell *= times as f32);
+        self.memory.iter_mut().for_each(|work| *work *= times);
+    }
+
     /// The level that admits `target` work per microsecond.
     pub(super) fn level(&self, target: f64, current: AdmissionLevel) -> AdmissionLevel {
         let mut sum = 0.0;

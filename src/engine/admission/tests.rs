@@ -393,6 +393,32 @@ fn a_refused_request_is_not_judged_anew_when_it_is_sent_again_at_once() {
 }
 
 #[test]
+fn work_that_has_begun_goes_first_in_its_tier_and_not_before_another() {
+    let mut admission: Admission<u32> = Admission::new(AdmissionSettings::default(), START);
+    let mut shed = Vec::new();
+    let entry = |item, tier, level, now| Entry {
+        item,
+        priority: Priority::new(Tier(tier), level, 9),
+        room: 7,
+        cost: SERVICE,
+        arrived: now,
+        deadline: None,
+    };
+    admission.offer(entry(1, 3, 127, START), START, &mut shed);
+    assert!(admission.take(START, &mut shed).is_some());
+    let mut order = |now| {
+        for (item, tier, level) in [(1, 3, 127), (2, 3, 50), (3, 2, 90), (4, 4, 0)] {
+            admission.offer(entry(item, tier, level, now), now, &mut shed);
+        }
+        let taken = std::iter::from_fn(|| admission.take(now, &mut shed));
+        taken.map(|entry| entry.item).collect::<Vec<_>>()
+    };
+    assert_eq!(order(START + SERVED / 2), [3, 1, 2, 4]);
+    assert_eq!(order(START + SERVED * 2), [3, 2, 1, 4], "that is too long ago");
+    assert!(shed.is_empty());
+}
+
+#[test]
 fn the_ledger_balances() {
     let mut bench = Bench::new(12);
     bench.run(10, 3.0);

@@ -1,34 +1,40 @@
 //! Messages between tonic's framing and ours. Requests stay bytes: what is in
 //! them is read piece by piece, as far as it is needed.
 
+use std::marker::PhantomData;
+
 use bytes::{Buf as _, Bytes};
-use prost::Message as _;
+use prost::Message;
 use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
-use crate::wire::proto::v1;
+/// Bytes in, answers of one sort out.
+#[derive(Debug)]
+pub(super) struct Answering<M>(PhantomData<fn(M)>);
 
-/// Bytes in, [`v1::PublishResponse`] out.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct PublishCodec;
+impl<M> Default for Answering<M> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
 
-impl Codec for PublishCodec {
-    type Encode = v1::PublishResponse;
+impl<M: Message + 'static> Codec for Answering<M> {
+    type Encode = M;
     type Decode = Bytes;
     type Encoder = Self;
     type Decoder = Self;
 
     fn encoder(&mut self) -> Self {
-        Self
+        Self::default()
     }
 
     fn decoder(&mut self) -> Self {
-        Self
+        Self::default()
     }
 }
 
-impl Encoder for PublishCodec {
-    type Item = v1::PublishResponse;
+impl<M: Message> Encoder for Answering<M> {
+    type Item = M;
     type Error = Status;
 
     fn encode(&mut self, item: Self::Item, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
@@ -36,7 +42,7 @@ impl Encoder for PublishCodec {
     }
 }
 
-impl Decoder for PublishCodec {
+impl<M> Decoder for Answering<M> {
     type Item = Bytes;
     type Error = Status;
 

@@ -17,7 +17,7 @@ use quinn_proto::{
     Transmit,
 };
 
-use super::peer::{Context, Heard, Peer, Prefixed};
+use super::peer::{Context, CopyWork, Heard, Peer, Prefixed};
 use super::peers::Peers;
 use super::settings::Settings;
 use super::socket::{DatagramSocket, Origin};
@@ -257,7 +257,7 @@ impl Endpoint {
                 break;
             }
         }
-        table.timers.set(index, peer.deadline());
+        table.timers.set(index, peer.deadline(now));
         table.peers.lay_down(index);
     }
 
@@ -381,8 +381,11 @@ impl Table {
         let mut due = std::mem::take(&mut self.due);
         self.timers.expire(now, |index| due.push(index));
         for index in due.drain(..) {
-            if let Some(peer) = self.touch(index) {
-                peer.expire(now);
+            self.touch(index);
+            let Self { peers, settings, prefixed, stats, .. } = self;
+            if let Some(peer) = peers.take_up(index) {
+                let rules = &settings.copies;
+                peer.expire(now, &mut CopyWork { rules, prefixed, stats: &mut stats.copies });
             }
         }
         self.due = due;
@@ -496,11 +499,13 @@ impl Carrier for Endpoint {
 
     fn write_important(&mut self, link: Link, message: &Bytes) -> io::Result<()> {
         self.table.touch(link);
-        let Table { peers, settings, .. } = &mut self.table;
-        match peers.take_up(link) {
-            Some(peer) => peer.write_important(message, settings),
-            None => Err(io::ErrorKind::NotConnected.into()),
-        }
+        let Self { table: Table { peers, settings, stats, .. }, clock, .. } = self;
+        let Some(peer) = peers.take_up(link) else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        peer.write_important(message, settings)?;
+        peer.copy(message, settings, || clock.instant(clock.now()), &mut stats.copies);
+        Ok(())
     }
 
     fn datagram(&mut self, link: Link, message: &Bytes) -> Datagram {

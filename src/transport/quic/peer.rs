@@ -1,5 +1,8 @@
 //! One connection: its streams, what they bring, and what is written to them.
 
+pub mod copies;
+#[cfg(test)]
+mod tests;
 mod web;
 
 use std::collections::VecDeque;
@@ -8,12 +11,14 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use quinn_proto::{
-    Connection, ConnectionError, Dir, Event, SendDatagramError, StreamEvent, StreamId, VarInt,
-    WriteError,
+    Connection, ConnectionError, ConnectionStats, Dir, Event, SendDatagramError, StreamEvent,
+    StreamId, VarInt, WriteError,
 };
 use smallvec::SmallVec;
 
+use self::copies::{Copies, Counts};
 use super::settings::Settings;
+use crate::shard::carrier_stats::CopyStats;
 use crate::shard::outlet::Datagram;
 use crate::transport::webtransport::{H3_NO_ERROR, Session};
 use crate::wire::close::CloseReason;
@@ -67,6 +72,16 @@ pub struct Context<'a> {
     pub ignored: u64,
 }
 
+/// What copies of important events are made with.
+pub struct CopyWork<'a> {
+    /// When they are made.
+    pub rules: &'a copies::Rules,
+    /// Puts sessions' prefixes before them.
+    pub prefixed: &'a mut Prefixed,
+    /// What became of them.
+    pub stats: &'a mut CopyStats,
+}
+
 /// Messages for the important stream that it did not take yet.
 #[derive(Debug, Default)]
 struct Waiting {
@@ -98,6 +113,10 @@ pub struct Peer {
     parts: Option<(u16, &'static str)>,
     /// Speaks HTTP/3.
     session: Option<Box<Session>>,
+    /// Its path loses packets, or nothing is known of it.
+    copies: Option<Box<Copies>>,
+    /// Packets lost when it was last found to be a good one.
+    known_losses: u32,
 }
 
 impl Peer {
@@ -118,6 +137,8 @@ impl Peer {
             leaves: None,
             parts: None,
             session: None,
+            copies: None,
+            known_losses: 0,
         }
     }
 
@@ -127,15 +148,25 @@ impl Peer {
         self.session.is_some()
     }
 
-    /// When it wants [`expire`](Self::expire) to be called.
+    /// When it wants [`expire`](Self::expire) to be called. Asked once it has sent
+    /// what it had to.
     #[must_use]
-    pub fn deadline(&mut self) -> Option<Instant> {
+    pub fn deadline(&mut self, now: Instant) -> Option<Instant> {
         let of_protocol = self.connection.poll_timeout();
-        [of_protocol, self.leaves].into_iter().flatten().min()
+        let of_copies = match &mut self.copies {
+            Some(copies) if !copies.is_idle() => {
+                let probes = probes(&self.connection.stats());
+                copies.review(probes, self.connection.rtt(), now);
+                copies.next_due()
+            }
+            _ => None,
+        };
+        [of_protocol, self.leaves, of_copies].into_iter().flatten().min()
     }
 
     /// A deadline has passed.
-    pub fn expire(&mut self, now: Instant) {
+    pub fn expire(&mut self, now: Instant, work: &mut CopyWork<'_>) {
+        self.send_copies(now, work);
         if self.leaves.take_if(|at| *at <= now).is_some() {
             match self.parts.take() {
                 Some((code, reason)) if self.close_session(code, reason) => {}
@@ -311,6 +342,65 @@ impl Peer {
         Ok(())
     }
 
+    /// A message that went to the important stream goes out once more, where its
+    /// path loses packets ([`copies`]).
+    pub fn copy(
+        &mut self,
+        message: &Bytes,
+        settings: &Settings,
+        now: impl FnOnce() -> Instant,
+        stats: &mut CopyStats,
+    ) {
+        let rules = &settings.copies;
+        if rules.bytes_per_second == 0 || self.connection.min_rtt() < rules.min_rtt {
+            self.copies = None;
+            return;
+        }
+        let told = self.connection.stats();
+        let (sent, lost) = (told.path.sent_packets, told.path.lost_packets);
+        let counts = Counts { sent, lost, probes: probes(&told) };
+        let suspicious = self.copies.is_some() || copies::suspicious(counts, self.known_losses);
+        if !suspicious {
+            return;
+        }
+        let now = now();
+        let begin = || Box::new(Copies::begin(counts, self.known_losses, rules, now));
+        let copies = self.copies.get_or_insert_with(begin);
+        if !copies.observe(counts, rules) {
+            self.copies = None;
+            self.known_losses = lost as u32;
+        } else if self.waiting.is_some() {
+            // More would only make it worse.
+            stats.congested += 1;
+        } else {
+            copies.keep(message, rules, now);
+        }
+    }
+
+    fn send_copies(&mut self, now: Instant, work: &mut CopyWork<'_>) {
+        let CopyWork { rules, prefixed, stats } = work;
+        let Some(copies) = &mut self.copies else { return };
+        while let Some(message) = copies.take_due(now) {
+            let payload = payload(self.session.as_deref(), &message, prefixed);
+            let mut datagrams = self.connection.datagrams();
+            let (Some(payload), Some(most)) = (payload, datagrams.max_size()) else {
+                stats.unsupported += 1;
+                continue;
+            };
+            if payload.len() > most {
+                stats.too_large += 1;
+            } else if datagrams.send_buffer_space() < payload.len() {
+                stats.congested += 1;
+            } else if !copies.afford(payload.len(), rules, now) {
+                stats.budget += 1;
+            } else if datagrams.send(payload, false).is_ok() {
+                stats.sent += 1;
+            } else {
+                stats.unsupported += 1;
+            }
+        }
+    }
+
     /// What is important does not wait for the rest to be acknowledged: it has
     /// room of its own behind the window that the rest can fill.
     fn beyond_window(&mut self, settings: &Settings) {
@@ -358,12 +448,8 @@ impl Peer {
 
     /// A message that may be lost.
     pub fn datagram(&mut self, message: &Bytes, prefixed: &mut Prefixed) -> Datagram {
-        let payload = match &self.session {
-            None => stream::payload(message),
-            Some(session) if session.takes_datagrams() => {
-                prefixed.make(&session.datagram_prefix(), message)
-            }
-            Some(_) => return Datagram::Unfit,
+        let Some(payload) = payload(self.session.as_deref(), message, prefixed) else {
+            return Datagram::Unfit;
         };
         let mut datagrams = self.connection.datagrams();
         let tight = datagrams.send_buffer_space() < payload.len();
@@ -413,9 +499,27 @@ impl Peer {
     /// Its row is free. Ends the connection, if nothing else has.
     pub fn release(&mut self, now: Instant) {
         self.waiting = None;
+        self.copies = None;
         if self.leaves.is_none() {
             let (code, reason) = self.closing.unwrap_or((1000, ""));
             self.end(code, reason, now);
         }
+    }
+}
+
+/// Probes that were sent for want of an acknowledgement: nothing else sends these
+/// frames.
+fn probes(stats: &ConnectionStats) -> u64 {
+    stats.frame_tx.ping + stats.frame_tx.immediate_ack
+}
+
+/// What a datagram of a message holds; `None`: the viewer takes none.
+fn payload(session: Option<&Session>, message: &Bytes, prefixed: &mut Prefixed) -> Option<Bytes> {
+    match session {
+        None => Some(stream::payload(message)),
+        Some(session) if session.takes_datagrams() => {
+            Some(prefixed.make(&session.datagram_prefix(), message))
+        }
+        Some(_) => None,
     }
 }

@@ -3,8 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use quinn_proto::congestion::CubicConfig;
 use quinn_proto::{IdleTimeout, TransportConfig, VarInt};
 
+use super::congestion;
+use super::peer::copies;
+use crate::config::Congestion;
 use crate::transport::webtransport::Rules;
 
 /// Streams that a client may have open towards us: of WebTransport, the request
@@ -34,6 +38,10 @@ pub struct Settings {
     pub datagram_bytes: usize,
     /// Bytes of important events that may wait beyond the window.
     pub important_bytes: usize,
+    /// What says that a path is full.
+    pub congestion: Congestion,
+    /// When important events are sent twice.
+    pub copies: copies::Rules,
     /// Handshakes in progress above which addresses must prove themselves first
     /// (Retry, RFC 9000, section 8.1.2).
     pub retry_above: usize,
@@ -72,6 +80,14 @@ impl Settings {
             // all the rest.
             .send_fairness(true)
             .allow_spin(false);
+        match self.congestion {
+            Congestion::Discerning => {
+                config.congestion_controller_factory(Arc::new(congestion::Config::default()));
+            }
+            Congestion::Cubic => {
+                config.congestion_controller_factory(Arc::new(CubicConfig::default()));
+            }
+        }
         Arc::new(config)
     }
 }

@@ -48,7 +48,8 @@ impl Timers {
         }
     }
 
-    /// A connection waits for this, and for nothing else.
+    /// A connection waits for this, and for nothing else. What lies in a millisecond
+    /// that has [expired](Self::expire) comes up in the next.
     pub fn set(&mut self, index: u32, at: Option<Instant>) {
         let index = index as usize;
         if self.due.len() <= index {
@@ -199,10 +200,11 @@ mod tests {
             let start = start();
             let mut timers = Timers::new(start);
             let mut wanted: std::collections::BTreeMap<u32, u64> = Default::default();
-            let mut now = 0;
+            // The present, and the first millisecond that has not expired.
+            let (mut now, mut open) = (0, 0);
             for (index, ahead, sleep) in steps {
                 timers.set(index, Some(at(start, now + ahead)));
-                wanted.insert(index, now + ahead);
+                wanted.insert(index, (now + ahead).max(open));
                 let until = now + sleep;
                 loop {
                     let next = timers.next().map(|next| (next - start).as_millis() as u64);
@@ -213,6 +215,7 @@ mod tests {
                     let due: Vec<u32> =
                         wanted.iter().filter(|(_, at)| **at <= now).map(|(i, _)| *i).collect();
                     prop_assert_eq!(expired(&mut timers, at(start, now)), due.clone());
+                    open = now + 1;
                     wanted.retain(|index, _| !due.contains(index));
                     if now == until {
                         break;

@@ -76,7 +76,11 @@ impl World {
                 fresh.into_iter().partition(|said| said.important.is_some());
             if !own.is_empty() {
                 let ack = Some(Asked { one_in: 1, within_ms: 50, digest_from: None });
-                self.own.push_back(Message::Frame(Header { ack, ..self.beside() }, own));
+                let frame = Message::Frame(Header { ack, ..self.beside() }, own);
+                if self.random.random_bool(0.5) {
+                    self.datagrams.push(frame.clone());
+                }
+                self.own.push_back(frame);
             }
             let header = self.frame(first, self.seq());
             self.control.push_back(Message::Frame(header, rest));

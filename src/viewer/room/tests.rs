@@ -177,6 +177,35 @@ fn a_sampled_viewer_acknowledges_within_its_time_and_others_never() {
 }
 
 #[test]
+fn an_event_and_its_copy_are_shown_once_and_acknowledged_once_whichever_comes_first() {
+    for order in [[Source::Datagram, Source::Important], [Source::Important, Source::Datagram]] {
+        let mut room = room(true);
+        let own = asking(1, 0, header((5, 4), 3));
+        assert_eq!(take_from(&mut room, order[0], &own, &[3], 0), [3]);
+        assert_eq!(say(&mut room, 0), Some(Say::Ack(3)));
+        assert_eq!(take_from(&mut room, order[1], &own, &[3], 300), [0; 0]);
+        assert_eq!(say(&mut room, 300), None, "it was said after {order:?}");
+        assert_eq!(take(&mut room, &own, &[3], 900), [0; 0]);
+        assert_eq!(say(&mut room, 900), Some(Say::Ack(3)), "sent again for want of an answer");
+    }
+}
+
+#[test]
+fn who_gets_only_copies_for_a_while_is_shown_them_in_order_and_pulls_nothing() {
+    let mut room = room(true);
+    let copy = |room: &mut Model<u64>, number, now| {
+        take_from(room, Source::Datagram, &header((5, 4), number), &[number], now)
+    };
+    assert_eq!(copy(&mut room, 3, 0), [3]);
+    assert_eq!(copy(&mut room, 5, 10), [0; 0], "behind a hole it is held");
+    assert_eq!(copy(&mut room, 4, 20), [4, 5]);
+    assert_eq!(room.next_deadline(), None);
+    let own = header((5, 4), 5);
+    assert_eq!(take_from(&mut room, Source::Important, &own, &[3, 4, 5], 500), [0; 0]);
+    assert_eq!(room.position().map(|at| at.important), Some(5));
+}
+
+#[test]
 fn what_was_asked_across_a_hole_is_acknowledged_when_it_is_filled() {
     let mut room = room(true);
     let own = asking(1, 0, header((5, 4), 4));

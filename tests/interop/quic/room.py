@@ -168,7 +168,10 @@ class Room:
             or "online" in frame
         ):
             self.fault(f"on the important stream: {frame}")
-        if lane == DATAGRAM and any("seq" in e for e in frame["events"]):
+        copied = lane == DATAGRAM and bool(has_important)
+        if copied and (len(has_important) != len(frame["events"]) or frame["totals"]):
+            self.fault(f"a copy with something else: {frame}")
+        if lane == DATAGRAM and not copied and any("seq" in e for e in frame["events"]):
             self.fault(f"in a datagram: {frame}")
         if covers:
             # Numbers of important events may be left out, nothing may come twice.
@@ -185,8 +188,11 @@ class Room:
             ))
         if "online" in frame:
             self._newest(("online",), frame, lambda: setattr(self, "online", frame["online"]))
+        repeated = len(self.repeated)
         closed = self._events(lane, frame)
-        ack = frame.get("ack")
+        known = len(self.repeated) - repeated == len(frame["events"])
+        # Of an event and its copy the second asks for nothing.
+        ack = None if lane != CONTROL and known else frame.get("ack")
         if self.acks and ack and has_important and self.slot < 65_536 // ack["one_in"]:
             delay = self.random.random() * ack["within_ms"] / 1000
             self._plan(now + delay, "ack", 0, 0)

@@ -32,7 +32,7 @@ export class ModelServer {
     this.ids = new Map();
     this.links = new Set();
     this.names = 0;
-    this.counts = { pulls: 0, resumes: 0, rebases: 0, gaps: 0, acks: 0, digests: 0, breaks: 0, refused: 0, gone: 0 };
+    this.counts = { pulls: 0, resumes: 0, rebases: 0, gaps: 0, acks: 0, digests: 0, breaks: 0, refused: 0, gone: 0, copies: 0 };
   }
 
   dial(transport) {
@@ -312,7 +312,14 @@ class Link {
       if (sent.length + sampled.length + totals.length + fresh.length > 0) this.numbers(first, seq, [...sent, ...sampled], more);
       return;
     }
-    if (matters.length > 0) this.beside("important", matters, this.asking());
+    if (matters.length > 0) {
+      const asking = this.asking();
+      this.beside("important", matters, asking);
+      if (random.odds(0.5)) {
+        server.counts.copies += 1;
+        this.beside("datagram", matters, asking);
+      }
+    }
     if (talk.length > 0 || (fresh.length > 0 && random.odds(0.5))) this.numbers(first, seq, talk);
     if (sampled.length + totals.length > 0) {
       this.beside(!calm && random.odds(0.2) ? "control" : "datagram", sampled, { totals, ...online });
@@ -355,7 +362,7 @@ class Link {
   again() {
     const { important, goneTo } = this.server;
     const events = important.slice(Math.max(goneTo, important.length - 5));
-    if (events.length > 0) this.beside(this.split ? "important" : "control", events, this.asking());
+    if (events.length > 0) this.beside("control", events, this.asking());
   }
 
   gone() {

@@ -71,6 +71,7 @@ fn viewers_on_shared_sockets_join_and_receive() {
         secret: String::new(),
         user: String::new(),
         nice: 0,
+        priority: 0,
         patient: false,
     };
     let stop = Arc::new(AtomicBool::new(false));

@@ -1,7 +1,8 @@
-//! Which servers are believed.
+//! Which servers a client believes: publishers and viewers alike.
 
-use std::fmt;
+use std::error::Error as StdError;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::{fmt, io};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
@@ -12,7 +13,7 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
 
-/// Whose certificates are accepted, for QUIC and for WebSocket over TLS.
+/// Whose certificates are accepted, over QUIC and TLS.
 #[derive(Clone, Default)]
 pub enum Trust {
     /// Those that the roots of this machine vouch for. The default.
@@ -67,8 +68,12 @@ impl Trust {
         Ok(Self::Roots(roots.into_iter().map(|root| root.to_vec()).collect()))
     }
 
-    /// A TLS client that agrees on one of these protocols.
-    pub(super) fn client(&self, alpn: &[&[u8]]) -> Result<ClientConfig, Error> {
+    /// A TLS client that believes so and agrees on one of these protocols (RFC 7301;
+    /// none: it names none).
+    ///
+    /// # Errors
+    /// rustls' own, if it cannot be set up.
+    pub fn client(&self, alpn: &[&[u8]]) -> Result<ClientConfig, Error> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()?;
@@ -106,6 +111,22 @@ impl fmt::Debug for Trust {
             Trust::Anything => f.write_str("Anything"),
         }
     }
+}
+
+/// Whether `error` comes from a certificate that is not believed.
+pub(crate) fn is_distrust(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        // An `io::Error` shows what is behind that which it wraps, not that itself.
+        if let Some(inner) = error.downcast_ref().and_then(io::Error::get_ref) {
+            return is_distrust(inner);
+        }
+        if matches!(error.downcast_ref(), Some(Error::InvalidCertificate(_))) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// One that cannot be read is left out: it vouches for nobody.
@@ -203,6 +224,15 @@ mod tests {
         assert!(accepted(&Trust::Anything, other.cert.der()));
         let empty = super::hash(b"").unwrap();
         assert_eq!(empty[..4], [0xe3, 0xb0, 0xc4, 0x42], "SHA-256 of nothing");
+    }
+
+    #[test]
+    fn distrust_is_found_however_deep_it_is_wrapped() {
+        let wrapped = |error: Error| io::Error::other(io::Error::other(error));
+        let unknown = || Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        assert!(is_distrust(&unknown()) && is_distrust(&wrapped(unknown())));
+        assert!(!is_distrust(&wrapped(Error::DecryptError)));
+        assert!(!is_distrust(&io::Error::from(io::ErrorKind::ConnectionRefused)));
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! Which server `tidegate watch` believes.
+//! Which server `tidegate watch` and `tidegate publish` believe.
 //!
 //! A server for development makes its own certificate. It gives its hash to pages
-//! on the same machine (`GET /demo/certificate`), and to this command: who could
+//! on the same machine (`GET /demo/certificate`), and to these commands: who could
 //! answer there in the server's place could read the development key as well.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,12 +14,19 @@ use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use serde_json::Value;
 
-use crate::viewer::{Hashes, Trust};
+use crate::trust::{Hashes, Trust};
 
 /// For the answer of a server on this machine.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Whose certificate is believed, for QUIC and wss://.
+/// What to do about a certificate that is not believed.
+pub(super) const HINT: &str = "\
+  The server's certificate is not believed here. If the server made it for itself, say
+  --certificate-sha256 HASH with the hash that it prints at start (\"development
+  certificate: SHA-256 HASH\"; in the log, sha256=HASH). If an authority of your own
+  signed it, say --ca FILE with that authority's certificate in PEM.";
+
+/// Whose certificate is believed, for https://, wss:// and QUIC.
 #[derive(Debug, Clone, Args)]
 pub(super) struct TrustSource {
     /// Believe a certificate with this SHA-256, in base64 or hexadecimal digits.
@@ -26,8 +34,12 @@ pub(super) struct TrustSource {
     /// this machine its certificate for development.
     #[arg(long, value_name = "HASH", value_parser = hash)]
     certificate_sha256: Vec<[u8; 32]>,
+    /// Believe what the authorities in this PEM file have signed, and nothing
+    /// else.
+    #[arg(long, value_name = "FILE", conflicts_with = "certificate_sha256")]
+    ca: Option<PathBuf>,
     /// Believe any certificate: whoever is in between can read everything.
-    #[arg(long, conflicts_with = "certificate_sha256")]
+    #[arg(long, conflicts_with_all = ["certificate_sha256", "ca"])]
     insecure: bool,
 }
 
@@ -73,6 +85,11 @@ impl TrustSource {
         }
         if !self.certificate_sha256.is_empty() {
             return settled(Trust::Sha256(self.certificate_sha256.clone().into()));
+        }
+        if let Some(file) = &self.ca {
+            let about = || format!("--ca {}", file.display());
+            let text = std::fs::read(file).with_context(about)?;
+            return settled(Trust::pem(&text).map_err(anyhow::Error::msg).with_context(about)?);
         }
         let uri: http::Uri = url.parse().context("--url is not a URL")?;
         let safe = matches!(uri.scheme_str(), Some("wss" | "https"));
@@ -135,6 +152,25 @@ mod tests {
         let answer = json!({"sha256": base64, "expires_ms": 5, "before": [{"sha256": base64}]});
         assert_eq!(hashes(&answer), [bytes, bytes]);
         assert!(hashes(&json!({"error": {"code": "no_certificate"}})).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_file_of_authorities_is_read_and_named_when_it_is_none() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("ca.pem");
+        let certificate = rcgen::generate_simple_self_signed(vec!["edge".to_owned()]);
+        let pem = certificate.expect("a certificate").cert.pem();
+        let source =
+            TrustSource { certificate_sha256: Vec::new(), ca: Some(file.clone()), insecure: false };
+        let believed = async || source.believed("wss://edge").await.map(|believed| believed.trust);
+        let told = |error: anyhow::Error| format!("{error:#}");
+        let missing = believed().await.map_err(told).expect_err("there is no file");
+        assert!(missing.starts_with("--ca ") && missing.contains("No such file"), "{missing}");
+        std::fs::write(&file, "nothing").expect("written");
+        let empty = believed().await.map_err(told).expect_err("nothing in it");
+        assert!(empty.ends_with("ca.pem: no certificate in it"), "{empty}");
+        std::fs::write(&file, pem).expect("written");
+        assert!(matches!(believed().await, Ok(Trust::Roots(roots)) if roots.len() == 1));
     }
 
     #[test]

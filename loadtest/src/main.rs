@@ -30,6 +30,7 @@ mod overload;
 mod protocol;
 mod publish;
 mod quic;
+mod realtime;
 mod replay;
 mod report;
 mod run;

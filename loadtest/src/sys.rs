@@ -57,15 +57,6 @@ pub(crate) fn pin(cpus: &[usize]) -> Result<()> {
     rustix::thread::sched_setaffinity(None, &set).with_context(|| format!("pinning to {cpus:?}"))
 }
 
-/// Has this thread run before all those on its processors that have no such priority,
-/// or a lower one (`SCHED_FIFO`): what it measures shall not contain its own waiting.
-/// Returns whether that is allowed.
-pub(crate) fn run_first(priority: u8) -> bool {
-    let priority = libc::sched_param { sched_priority: priority.into() };
-    // SAFETY: 0 is the calling thread, and the kernel copies `priority` during the call.
-    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) == 0 }
-}
-
 /// Has this thread, and those it starts, give way to others: a third of their weight.
 pub(crate) fn run_later() {
     // Whoever may not lower a priority has one to spare no more.

@@ -22,7 +22,7 @@ use crate::stream::Stream;
 use crate::transport::Transport;
 use crate::viewer::{Phase, UNCHECKED, Viewer};
 use crate::wsclient::{self, Parsed, Upgrade};
-use crate::{sys, token, trust};
+use crate::{realtime, sys, token, trust};
 
 /// The one read buffer.
 const READ_BUFFER: usize = 256 * 1024;
@@ -191,7 +191,7 @@ impl Worker {
 
     fn prepare(&mut self, plan: Box<Plan>) -> Result<()> {
         if plan.priority > 0 {
-            sys::run_first(plan.priority);
+            realtime::run_first(plan.priority);
         }
         if plan.nice != 0 {
             rustix::process::nice(plan.nice).context("nice")?;

@@ -270,8 +270,7 @@ impl<T> Admission<T> {
     }
 
     /// Work that may wait under overload, or eight requests of the mean cost if that is
-    /// more: a queue of a few is full and empty by chance. a queue that holds but a few requests is full
-    /// and empty by chance.
+    /// more: a queue that holds but a few requests is full and empty by chance.
     fn short_bound(&self) -> Duration {
         if !self.controller.has_measured() {
             return self.settings.queue;

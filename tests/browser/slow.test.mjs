@@ -1,7 +1,7 @@
 // A slow viewer on the demo page: real Chromium, real `tidegate serve`, and between them a
 // line that stops. What the page says on every rung, and that it is what the server did.
 import assert from "node:assert/strict";
-import { after, before, describe, test } from "node:test";
+import { after, afterEach, before, describe, test } from "node:test";
 import { join } from "node:path";
 import { openBrowser, Server, shots } from "./harness.mjs";
 import { Relay, UDP } from "./relay.mjs";
@@ -9,6 +9,10 @@ import { Relay, UDP } from "./relay.mjs";
 let browser;
 before(async () => (browser = await openBrowser()));
 after(() => browser?.close());
+
+/** The stage of the test that runs: one that fails leaves it to be taken down here. */
+let standing;
+afterEach(() => standing?.takeDown());
 
 const RUNGS = ["no_sampled", "totals_only", "important_only", "rebase"];
 const NEVER = 100_000;
@@ -57,6 +61,7 @@ function watch() {
 class Stage {
   static async open(settings, { direct = false } = {}) {
     const stage = new Stage();
+    standing = stage;
     stage.server = await Server.create(settings);
     stage.line = await Relay.create(stage.server.port, UDP.refused);
     stage.context = await browser.newContext({ viewport: { width: 1440, height: 1250 } });
@@ -71,10 +76,15 @@ class Stage {
     return stage;
   }
 
+  async takeDown() {
+    standing = undefined;
+    await this.context?.close();
+    this.line?.close();
+    await this.server?.remove();
+  }
+
   async close() {
-    await this.context.close();
-    this.line.close();
-    await this.server.remove();
+    await this.takeDown();
     assert.deepEqual(this.complaints, []);
   }
 

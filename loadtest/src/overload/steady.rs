@@ -15,9 +15,9 @@ use crate::hist;
 use crate::http::Client;
 use crate::publish::publish;
 use crate::server::Server;
-use crate::sys;
 use crate::token::Signer;
 use crate::viewer::marked_payload;
+use crate::{realtime, sys};
 
 /// Real-time priority of the senders, as of the small rooms' viewers.
 pub(super) const FIRST: u8 = 2;
@@ -83,7 +83,7 @@ impl Steady {
         hot_rate: f64,
         small_rate: f64,
     ) -> Result<Steady> {
-        let first = std::thread::spawn(|| sys::run_first(FIRST)).join().unwrap_or(false);
+        let first = std::thread::spawn(|| realtime::run_first(FIRST)).join().unwrap_or(false);
         let mut steady = Steady { rooms: Vec::new(), threads: Vec::new(), first };
         let run = sys::mono_us();
         for (index, room) in rooms.iter().enumerate() {
@@ -154,7 +154,7 @@ struct Sender {
 
 impl Sender {
     fn run(mut self) {
-        sys::run_first(FIRST);
+        realtime::run_first(FIRST);
         let mut number = 0_u64;
         let mut next = None;
         loop {

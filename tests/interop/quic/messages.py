@@ -54,7 +54,7 @@ TABLES = {
         (9, "dropped%", None),
         (10, "online?", U),
         (11, "ack?", "asked"),
-        (12, "withheld", U),
+        (12, "withheld?", U),
     ],
     "asked": [(1, "one_in", U), (2, "within_ms", U), (3, "digest_from?", U)],
     "event": [

@@ -3,7 +3,6 @@
 
 mod harness;
 
-use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -122,7 +121,7 @@ async fn a_viewer_may_update_its_keys_and_move_again_and_again() {
         viewer.connection.force_key_update();
         if round % 3 == 2 {
             // Each move takes an id that the server has given before.
-            let socket = UdpSocket::bind(("127.0.0.1", 0)).expect("a socket");
+            let socket = std::net::UdpSocket::bind(("127.0.0.1", 0)).expect("a socket");
             viewer.endpoint.rebind(socket).expect("moved");
         } else {
             viewer.connection.send_datagram(vec![0; 100].into()).expect("sent");

@@ -24,10 +24,12 @@ use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, Error, SignatureScheme};
 use tidegate::clock::Clock;
-use tidegate::tls::Identity;
 use tidegate::config::Congestion;
-use tidegate::transport::quic::peer::{Context, Heard, Peer, copies};
+use tidegate::shard::carrier_stats::CopyStats;
+use tidegate::tls::Identity;
+use tidegate::transport::quic::peer::{Context, CopyWork, Heard, Peer, Prefixed, copies};
 use tidegate::transport::quic::peers::Peers;
+use tidegate::transport::quic::rest::REST;
 use tidegate::transport::quic::settings::Settings;
 use tidegate::transport::quic::{ALPN, crypto};
 use tidegate::transport::webtransport::Rules;
@@ -162,6 +164,8 @@ struct Net {
     to_client: VecDeque<Vec<u8>>,
     /// Messages that the server heard.
     heard: usize,
+    prefixed: Prefixed,
+    stats: CopyStats,
     now: Instant,
 }
 
@@ -190,6 +194,8 @@ impl Net {
             to_server: VecDeque::new(),
             to_client: VecDeque::new(),
             heard: 0,
+            prefixed: Prefixed::default(),
+            stats: CopyStats::default(),
             now: clock.instant(clock.now()),
         }
     }
@@ -229,11 +235,12 @@ impl Net {
     }
 
     fn drive(&mut self, index: u32) {
-        let Self { server, peers, settings, now, heard, to_client, .. } = self;
+        let Self { server, peers, settings, now, heard, to_client, prefixed, stats, .. } = self;
         let sent = serving(|| {
             let peer = peers.take_up(index).expect("known");
             if peer.connection.poll_timeout().is_some_and(|at| at <= *now) {
-                peer.expire(*now);
+                let rules = &settings.copies;
+                peer.expire(*now, &mut CopyWork { rules, prefixed, stats });
             }
             peer.poll(&mut Context {
                 settings,
@@ -252,6 +259,9 @@ impl Net {
             while let Some(transmit) = peer.connection.poll_transmit(*now, 8, &mut buffer) {
                 sent.extend(parts(&transmit, &buffer));
                 buffer.clear();
+            }
+            if !sent.is_empty() {
+                peers.sent(index, *now);
             }
             peers.lay_down(index);
             sent
@@ -302,11 +312,10 @@ impl Net {
         }
     }
 
-    /// So much time goes by, in steps of a few milliseconds.
+    /// So much time goes by, in ten steps.
     fn wait(&mut self, time: Duration) {
-        let until = self.now + time;
-        while self.now < until {
-            self.now += Duration::from_millis(5);
+        for _ in 0..10 {
+            self.now += time / 10;
             for index in 0..self.connections.len() {
                 let at = serving(|| {
                     let peer = self.peers.take_up(index as u32).expect("known");
@@ -319,6 +328,10 @@ impl Net {
                 }
             }
             self.settle(0..self.connections.len());
+            let Self { peers, now, .. } = self;
+            while peers.next_rest().is_some_and(|at| at <= *now) {
+                serving(|| peers.rest(*now));
+            }
         }
     }
 
@@ -333,6 +346,11 @@ impl Net {
             }
         }
         self.settle(0..self.connections.len());
+        self.tell(message);
+    }
+
+    /// Every viewer is told something.
+    fn tell(&mut self, message: &Bytes) {
         for index in 0..self.connections.len() as u32 {
             serving(|| {
                 let peer = self.peers.take_up(index).expect("known");
@@ -341,6 +359,11 @@ impl Net {
             self.drive(index);
         }
         self.settle(0..self.connections.len());
+    }
+
+    /// Bytes that one of those who came after `before` holds.
+    fn each(&self, before: isize) -> isize {
+        (HELD.get() - before) / CONNECTIONS as isize
     }
 }
 
@@ -354,17 +377,34 @@ fn an_idle_connection_holds_no_more_than_it_did() {
         net.connect();
     }
     assert!(net.connections.iter().all(|connection| !connection.is_handshaking()));
-    let joined = (HELD.get() - before) / CONNECTIONS as isize;
+    let joined = net.each(before);
     let message = serving(|| Bytes::from(vec![7; 400]));
     net.talk(&message);
     net.wait(Duration::from_millis(200));
-    let talked = (HELD.get() - before) / CONNECTIONS as isize;
-    println!("{joined} bytes after the handshake, {talked} after a message both ways");
+    let talked = net.each(before);
+    // A frame a second, to the third.
+    for _ in 0..2 {
+        net.wait(Duration::from_millis(800));
+        net.tell(&message);
+        net.wait(Duration::from_millis(200));
+    }
+    let busy = net.each(before);
+    net.wait(REST * 2);
+    let rested = net.each(before);
+    println!(
+        "{joined} bytes after the handshake, {talked} after a message both ways, {busy} at one \
+         each second, {rested} at rest after that"
+    );
     assert_eq!(net.heard, net.connections.len());
     for connection in &net.connections {
         let ids = connection.stats().frame_rx.new_connection_id;
         assert_eq!(ids, 2, "one to move on with, and one more");
     }
     let most = if net.peers.packs() { MOST } else { MOST_WHOLE };
-    assert!(talked <= most, "{talked} bytes, not {most}");
+    for held in [joined, talked, rested] {
+        assert!(held <= most, "{held} bytes, not {most}");
+    }
+    if net.peers.packs() {
+        assert!(busy > rested + 2_000, "who is at work stays whole");
+    }
 }

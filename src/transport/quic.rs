@@ -11,8 +11,9 @@
 //! shard whatever its address, [`crypto`], [`keys`], [`parameters`], [`session`] and
 //! [`settings`] configure it, [`congestion`] says how fast it may send, [`peer`] is
 //! one connection, [`endpoint`] all of a shard, [`peers`] where they are kept,
-//! [`timers`] their deadlines, [`prefetch`] is for the caches, [`driver`] is what the
-//! worker calls.
+//! [`rest`] which of them are at work, [`packed`] how the others are kept,
+//! [`timers`] their deadlines, [`prefetch`] is for the caches, [`driver`] is what
+//! the worker calls.
 
 pub mod congestion;
 pub mod crypto;
@@ -24,6 +25,7 @@ mod parameters;
 pub mod peer;
 pub mod peers;
 mod prefetch;
+pub mod rest;
 pub mod session;
 pub mod settings;
 pub mod socket;

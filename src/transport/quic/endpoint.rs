@@ -232,7 +232,8 @@ impl Endpoint {
     pub fn next_deadline(&self) -> Option<Instant> {
         let unheard = self.table.unheard.front().map(|(at, ..)| *at);
         let sweep = self.table.next_sweep.filter(|_| !self.table.unfinished.is_empty());
-        [self.table.timers.next(), unheard, sweep].into_iter().flatten().min()
+        let rest = self.table.peers.next_rest();
+        [self.table.timers.next(), unheard, sweep, rest].into_iter().flatten().min()
     }
 
     fn drive(&mut self, index: u32, now: Instant) {
@@ -241,6 +242,7 @@ impl Endpoint {
             return;
         }
         let Some(peer) = table.peers.take_up(index) else { return };
+        let before = table.stats.datagrams_sent;
         loop {
             buffer.clear();
             let burst = socket.segments().min(BURST);
@@ -258,6 +260,9 @@ impl Endpoint {
             }
         }
         table.timers.set(index, peer.deadline(now));
+        if table.stats.datagrams_sent > before {
+            table.peers.sent(index, now);
+        }
         table.peers.lay_down(index);
     }
 
@@ -409,6 +414,7 @@ impl Table {
         if self.next_sweep.is_some_and(|at| at <= now) {
             self.sweep(now);
         }
+        self.peers.rest(now);
     }
 
     /// Whoever began a message must finish it in time.

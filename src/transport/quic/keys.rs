@@ -7,14 +7,17 @@
 //! packet: sealing 560 bytes takes 0.3 µs with it, and 0.55 to 1.2 µs with a
 //! schedule that has to come from memory (measured, AES-128 and AES-256).
 //!
-//! What hides headers stays as it is: its schedule takes 0.25 µs to make and less
-//! than 0.1 µs to fetch.
+//! What hides headers is one block of AES, and kept likewise: making its schedule
+//! and using it takes 0.08 to 0.11 µs here, and as rustls has it, it is 520 bytes,
+//! twice.
 //!
 //! rustls lets a suite bring its own keys for QUIC; handshakes, secrets and
 //! derivations stay its own.
 
 use std::sync::{Arc, LazyLock};
 
+use aes::cipher::{BlockCipherEncrypt, KeyInit};
+use aes::{Aes128Enc, Aes256Enc, Block};
 use aws_lc_rs::aead::{
     AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
 };
@@ -29,34 +32,47 @@ use crate::tls::provider;
 struct Protection {
     suite: CipherSuite,
     packet: &'static Algorithm,
+    header: Header,
     /// Packets that one key may seal, and that it may fail to open (RFC 9001,
     /// section 6.6 and appendix B).
     sealed: u64,
     refused: u64,
 }
 
+/// What hides headers under it (RFC 9001, section 5.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Header {
+    Aes128,
+    Aes256,
+    /// As rustls does it: it has no schedule.
+    Theirs,
+}
+
 static PROTECTIONS: [&Protection; 3] = [
     &Protection {
         suite: CipherSuite::TLS13_AES_256_GCM_SHA384,
         packet: &AES_256_GCM,
+        header: Header::Aes256,
         sealed: 1 << 23,
         refused: 1 << 52,
     },
     &Protection {
         suite: CipherSuite::TLS13_AES_128_GCM_SHA256,
         packet: &AES_128_GCM,
+        header: Header::Aes128,
         sealed: 1 << 23,
         refused: 1 << 52,
     },
     &Protection {
         suite: CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
         packet: &CHACHA20_POLY1305,
+        header: Header::Theirs,
         sealed: u64::MAX,
         refused: 1 << 36,
     },
 ];
 
-/// Makes the keys of packets as above, and those of headers as rustls does.
+/// Makes keys that are kept as above.
 struct Compact {
     of: &'static Protection,
     headers: &'static dyn quic::Algorithm,
@@ -102,7 +118,10 @@ impl quic::Algorithm for Compact {
     }
 
     fn header_protection_key(&self, key: AeadKey) -> Box<dyn quic::HeaderProtectionKey> {
-        self.headers.header_protection_key(key)
+        match self.of.header {
+            Header::Theirs => self.headers.header_protection_key(key),
+            cipher => Box::new(HeaderKey { cipher, key }),
+        }
     }
 
     fn aead_key_len(&self) -> usize {
@@ -168,6 +187,83 @@ impl quic::PacketKey for PacketKey {
     }
 }
 
+/// Hides the numbers of packets, and finds them.
+struct HeaderKey {
+    cipher: Header,
+    key: AeadKey,
+}
+
+/// The first bit of a packet with a long header (RFC 9000, section 17.2).
+const LONG: u8 = 0x80;
+/// Bits of the first byte that are hidden in a long header, and in a short one (RFC
+/// 9001, section 5.4.1).
+const HIDDEN_LONG: u8 = 0x0f;
+const HIDDEN_SHORT: u8 = 0x1f;
+/// Those that say how long the packet's number is, less one.
+const NUMBER_LENGTH: u8 = 0x03;
+
+impl HeaderKey {
+    /// Bytes of a packet from which its mask is made (RFC 9001, section 5.4.3).
+    const SAMPLE: usize = 16;
+
+    fn mask(&self, sample: &[u8]) -> Result<Block, Error> {
+        let mut block: Block =
+            sample.try_into().map_err(|_| Error::General("no sample of this length".into()))?;
+        let key = self.key.as_ref();
+        let made = match self.cipher {
+            Header::Aes128 => Aes128Enc::new_from_slice(key).map(|k| k.encrypt_block(&mut block)),
+            Header::Aes256 | Header::Theirs => {
+                Aes256Enc::new_from_slice(key).map(|k| k.encrypt_block(&mut block))
+            }
+        };
+        made.map(|()| block).map_err(|_| Error::General("no key of this length".into()))
+    }
+
+    /// `plain` says how long the number is, from the first byte as it was hidden
+    /// and as it is with the mask.
+    fn apply(
+        &self,
+        sample: &[u8],
+        first: &mut u8,
+        number: &mut [u8],
+        plain: impl Fn(u8, u8) -> u8,
+    ) -> Result<(), Error> {
+        let mask = self.mask(sample)?;
+        let hidden = if *first & LONG == LONG { HIDDEN_LONG } else { HIDDEN_SHORT };
+        let masked = *first ^ (mask[0] & hidden);
+        let length = usize::from(plain(*first, masked) & NUMBER_LENGTH) + 1;
+        *first = masked;
+        for (byte, mask) in number.iter_mut().zip(&mask[1..]).take(length) {
+            *byte ^= mask;
+        }
+        Ok(())
+    }
+}
+
+impl quic::HeaderProtectionKey for HeaderKey {
+    fn encrypt_in_place(
+        &self,
+        sample: &[u8],
+        first: &mut u8,
+        packet_number: &mut [u8],
+    ) -> Result<(), Error> {
+        self.apply(sample, first, packet_number, |before, _| before)
+    }
+
+    fn decrypt_in_place(
+        &self,
+        sample: &[u8],
+        first: &mut u8,
+        packet_number: &mut [u8],
+    ) -> Result<(), Error> {
+        self.apply(sample, first, packet_number, |_, after| after)
+    }
+
+    fn sample_len(&self) -> usize {
+        Self::SAMPLE
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use rustls::Side;
@@ -229,7 +325,39 @@ mod tests {
     }
 
     #[test]
+    fn headers_are_hidden_as_rustls_does_under_every_suite() {
+        for (theirs, ours) in pairs() {
+            assert_eq!(ours.local.header.sample_len(), theirs.local.header.sample_len());
+            for first in 0..=u8::MAX {
+                let sample: [u8; 16] = std::array::from_fn(|i| first.wrapping_mul(31) ^ i as u8);
+                let number = [1, 2, 3, 4];
+                let (mut hidden, mut number_hidden) = (first, number);
+                let made =
+                    ours.local.header.encrypt_in_place(&sample, &mut hidden, &mut number_hidden);
+                made.expect("hidden");
+                let (mut by_them, mut number_by_them) = (first, number);
+                let made = theirs.local.header.encrypt_in_place(
+                    &sample,
+                    &mut by_them,
+                    &mut number_by_them,
+                );
+                made.expect("hidden");
+                assert_eq!((hidden, number_hidden), (by_them, number_by_them), "{first:#x}");
+
+                let found =
+                    ours.local.header.decrypt_in_place(&sample, &mut hidden, &mut number_hidden);
+                found.expect("found");
+                assert_eq!((hidden, number_hidden), (first, number), "{first:#x}");
+            }
+            let short = &[0; 15];
+            let refused = ours.local.header.encrypt_in_place(short, &mut 0, &mut [0; 4]);
+            assert!(refused.is_err());
+        }
+    }
+
+    #[test]
     fn a_key_takes_one_line_of_memory() {
         assert!(size_of::<PacketKey>() <= 64);
+        assert!(size_of::<HeaderKey>() <= 64);
     }
 }

@@ -1,15 +1,15 @@
 //! Values at rest, without the words of them that are zero.
 //!
-//! The state of a QUIC connection is 6.2 KB, of which an idle one uses half:
+//! The state of a QUIC connection is 6.4 KB, of which an idle one uses half:
 //! counters that stand at zero, empty queues, a path that it was never on. Which
 //! words these are differs, and what is in them is `quinn-proto`'s, so they are
 //! left out whatever they mean: a value that nobody works with is moved into as
-//! many bytes as its other words take, with one bit for each word, and moved back
-//! before it is used. In Rust a move is a copy of bytes, and nothing may point
+//! many words as it has that are not zero, with one bit for each word, and moved
+//! back before it is used. In Rust a move is a copy of bytes, and nothing may point
 //! into a value that can be moved.
 //!
-//! AVX-512 has instructions for this, and fewer lines have to come from memory
-//! than of a whole value. Elsewhere values stay whole.
+//! Bytes that a value does not use (padding, variants that it is not) have no
+//! value in Rust, and may not be compared with zero. `freeze` gives them one.
 
 use std::mem::MaybeUninit;
 
@@ -21,11 +21,14 @@ const SPARE: usize = 256;
 /// Words by which a place grows, so that a value mostly finds its place again as
 /// large as it left it.
 const STEP: usize = 32;
+/// Words that share a word of bits.
+const BLOCK: usize = u64::BITS as usize;
 
-/// Words of a line of the caches: as many as one instruction takes.
-const LINE: usize = 8;
+/// Eight bytes of a value. Copied as such, they stay what they are: also half of
+/// something, a pointer, or nothing.
+type Word = MaybeUninit<u64>;
 
-/// Whole lines, whatever a value's size.
+/// Whole lines of the caches, and so whole words, whatever a value's size.
 #[repr(align(64))]
 struct Lines<T>(T);
 
@@ -33,28 +36,38 @@ struct Lines<T>(T);
 pub(super) struct Kept<T> {
     whole: Option<Box<Lines<T>>>,
     /// While it is not whole, its value is here. See [`pack`].
-    packed: Box<[MaybeUninit<u64>]>,
+    packed: Box<[Word]>,
 }
 
 /// What values are made whole in.
 pub(super) struct Rooms<T> {
     spare: Vec<Box<MaybeUninit<Lines<T>>>>,
-    scratch: Box<[MaybeUninit<u64>]>,
-    /// Whether this processor packs.
+    scratch: Box<[Word]>,
+    /// Whether it packs.
     packs: bool,
 }
 
 impl<T> Kept<T> {
-    const LINES: usize = size_of::<Lines<T>>() / (LINE * 8);
-    /// Of the bits, one byte for each line.
-    const HEAD: usize = Self::LINES.div_ceil(8);
-    /// Most words that a packed value takes, and a line beyond: lines are written
-    /// whole.
-    const MOST: usize = Self::HEAD + (Self::LINES + 1) * LINE;
+    const WORDS: usize = size_of::<Lines<T>>() / size_of::<Word>();
+    /// Most words that a packed value takes, and one beyond: what is not counted is
+    /// written before that is known.
+    const MOST: usize = Self::WORDS.div_ceil(BLOCK) + Self::WORDS + 1;
 
     /// A value in use.
     pub(super) fn new(value: T) -> Self {
         Self { whole: Some(Box::new(Lines(value))), packed: Box::default() }
+    }
+
+    /// The value, while it is whole.
+    pub(super) fn whole(&self) -> Option<&T> {
+        self.whole.as_ref().map(|lines| &lines.0)
+    }
+
+    /// It stays whole, and needs no other place.
+    pub(super) fn stay(&mut self) {
+        if self.whole.is_some() && !self.packed.is_empty() {
+            self.packed = Box::default();
+        }
     }
 
     /// Asks for its memory, without waiting for it.
@@ -69,12 +82,12 @@ impl<T> Kept<T> {
 impl<T> Default for Rooms<T> {
     fn default() -> Self {
         let scratch = Box::new_uninit_slice(Kept::<T>::MOST);
-        Self { spare: Vec::new(), scratch, packs: can_pack() }
+        Self { spare: Vec::new(), scratch, packs: CAN_FREEZE }
     }
 }
 
 impl<T> Rooms<T> {
-    /// Whether this processor packs.
+    /// Whether values at rest take less memory here.
     pub(super) fn packs(&self) -> bool {
         self.packs
     }
@@ -82,18 +95,23 @@ impl<T> Rooms<T> {
     /// The value, to be used.
     pub(super) fn take_up<'a>(&mut self, kept: &'a mut Kept<T>) -> &'a mut T {
         let Kept { whole, packed } = kept;
-        &mut whole
-            .get_or_insert_with(|| {
-                let mut room = self.spare.pop().unwrap_or_else(Box::new_uninit);
-                // SAFETY: what is not whole was packed by `lay_down`, from as many
-                // lines, and `packed` is as it was left there; it is read as a value
-                // once, for it is whole from now on.
-                unsafe {
-                    unpack(packed.as_ptr().cast(), Kept::<T>::LINES, room.as_mut_ptr().cast());
-                    room.assume_init()
-                }
-            })
-            .0
+        &mut whole.get_or_insert_with(|| self.unpacked(packed)).0
+    }
+
+    /// # Panics
+    /// When nothing was packed there.
+    fn unpacked(&mut self, packed: &[Word]) -> Box<Lines<T>> {
+        assert!(!packed.is_empty(), "a value is whole or packed");
+        let mut room = self.spare.pop().unwrap_or_else(Box::new_uninit);
+        let words = room.as_mut_ptr().cast::<Word>();
+        // SAFETY: the room has so many words, aligned as lines are, and nobody else
+        // has it. What is not whole was packed by `lay_down`, and its place has not
+        // been touched since. The words are the value's again, and nobody reads
+        // them as a value twice: it is whole from now on.
+        unsafe {
+            unpack(packed, std::slice::from_raw_parts_mut(words, Kept::<T>::WORDS));
+            room.assume_init()
+        }
     }
 
     /// The value is not used for a while.
@@ -102,22 +120,28 @@ impl<T> Rooms<T> {
             return;
         }
         let Some(whole) = kept.whole.take() else { return };
-        let from = Box::into_raw(whole);
-        // SAFETY: `from` has as many lines, and `scratch` takes them all, with one
-        // line beyond. The value is there from now on, and its room is only memory,
-        // of the same size and alignment, which no one else has.
+        // As long as it is neither here nor there it has no owner, and whatever
+        // happened would not drop it twice.
+        let mut packed = std::mem::take(&mut kept.packed);
+        let lines = Box::into_raw(whole);
+        freeze(lines);
+        // SAFETY: the room is that of a value, aligned as lines are, and nobody else
+        // has it. Its bytes have been frozen. Afterwards the value is in `scratch`,
+        // and the room is memory, of the same size and alignment.
         let (words, room) = unsafe {
-            let words = pack(from.cast(), Kept::<T>::LINES, self.scratch.as_mut_ptr().cast());
-            (words, Box::from_raw(from.cast::<MaybeUninit<Lines<T>>>()))
+            let value = std::slice::from_raw_parts(lines.cast::<Word>(), Kept::<T>::WORDS);
+            let words = pack(value, &mut self.scratch);
+            (words, Box::from_raw(lines.cast::<MaybeUninit<Lines<T>>>()))
         };
         if self.spare.len() < SPARE {
             self.spare.push(room);
         }
         let most = words.next_multiple_of(STEP);
-        if kept.packed.len() != most {
-            kept.packed = Box::new_uninit_slice(most);
+        if packed.len() != most {
+            packed = Box::new_uninit_slice(most);
         }
-        kept.packed[..words].copy_from_slice(&self.scratch[..words]);
+        packed[..words].copy_from_slice(&self.scratch[..words]);
+        kept.packed = packed;
     }
 }
 
@@ -130,114 +154,83 @@ impl<T> Drop for Kept<T> {
     }
 }
 
-fn can_pack() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        std::arch::is_x86_feature_detected!("avx512f")
-            && std::arch::is_x86_feature_detected!("popcnt")
+/// Whether there is a [`freeze`] for this processor.
+const CAN_FREEZE: bool = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
+
+/// Bytes of `memory` that have no value get one: whichever is there.
+///
+/// To the compiler, inline assembly that is given a pointer may have written what
+/// is behind it; so from here on all of it is initialized, and what was has kept its
+/// value. No instruction is needed for that.
+fn freeze<T>(memory: *mut T) {
+    // SAFETY: nothing is done.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    unsafe {
+        std::arch::asm!("/* {0} */", in(reg) memory, options(nostack, preserves_flags));
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = memory;
 }
 
-/// Writes one byte for each line, a bit for each of its words that is not zero,
-/// then these words. Returns how many words were written.
+/// Writes a bit for each word that says whether it is zero, then those that are
+/// not. Returns how many words were written.
 ///
 /// # Safety
-/// `from` has `lines` lines; `to` has room for a byte for each, in whole words,
-/// and for one line more than they are. The processor packs ([`can_pack`]).
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,popcnt")]
-unsafe fn pack(from: *const u8, lines: usize, to: *mut u8) -> usize {
-    let head = lines.div_ceil(8);
-    let mut end = to.wrapping_add(head * 8);
-    // SAFETY: it reads the lines and writes within `to`. Bytes of a value that are
-    // not initialized (its padding, variants that it is not) have some content
-    // here, as everything has for instructions, and it does not matter which.
-    unsafe {
-        std::arch::asm!(
-            "2:",
-            "vmovdqu64 zmm0, [{from}]",
-            "vptestmq k1, zmm0, zmm0",
-            "vpcompressq zmm0{{k1}}{{z}}, zmm0",
-            "vmovdqu64 [{end}], zmm0",
-            "kmovw {bits:e}, k1",
-            "mov byte ptr [{to}], {bits:l}",
-            "popcnt {bits:e}, {bits:e}",
-            "lea {end}, [{end} + 8 * {bits:r}]",
-            "add {from}, 64",
-            "inc {to}",
-            "dec {lines}",
-            "jnz 2b",
-            from = inout(reg) from => _,
-            lines = inout(reg) lines => _,
-            to = inout(reg) to => _,
-            end = inout(reg) end,
-            bits = out(reg) _,
-            out("zmm0") _,
-            out("k1") _,
-            options(nostack),
-        );
+/// `value` is frozen.
+unsafe fn pack(value: &[Word], to: &mut [Word]) -> usize {
+    let blocks = value.chunks(BLOCK);
+    let mut end = blocks.len();
+    for (head, block) in blocks.enumerate() {
+        let mut there = 0;
+        for (bit, word) in block.iter().enumerate() {
+            // SAFETY: the caller's promise.
+            let used = unsafe { word.assume_init() } != 0;
+            to[end] = *word;
+            end += usize::from(used);
+            there |= u64::from(used) << bit;
+        }
+        to[head] = Word::new(there);
     }
-    (end.addr() - to.addr()) / 8
+    end
 }
 
-/// Writes lines again that were packed.
+/// Writes words again that were packed.
 ///
 /// # Safety
-/// `from` was written by [`pack`] of as many lines, and `to` has room for them.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,popcnt")]
-unsafe fn unpack(from: *const u8, lines: usize, to: *mut u8) {
-    // SAFETY: of the words, those are read that the bits say are there.
-    unsafe {
-        std::arch::asm!(
-            "2:",
-            "movzx {bits:e}, byte ptr [{from}]",
-            "kmovw k1, {bits:e}",
-            "vpexpandq zmm0{{k1}}{{z}}, [{words}]",
-            "vmovdqu64 [{to}], zmm0",
-            "popcnt {bits:e}, {bits:e}",
-            "lea {words}, [{words} + 8 * {bits:r}]",
-            "add {to}, 64",
-            "inc {from}",
-            "dec {lines}",
-            "jnz 2b",
-            from = inout(reg) from => _,
-            lines = inout(reg) lines => _,
-            to = inout(reg) to => _,
-            words = inout(reg) from.wrapping_add(lines.div_ceil(8) * 8) => _,
-            bits = out(reg) _,
-            out("zmm0") _,
-            out("k1") _,
-            options(nostack),
-        );
+/// [`pack`] made `packed` of as many words.
+unsafe fn unpack(packed: &[Word], value: &mut [Word]) {
+    let blocks = value.chunks_mut(BLOCK);
+    let (heads, words) = packed.split_at(blocks.len());
+    let mut words = words.iter();
+    for (head, block) in heads.iter().zip(blocks) {
+        block.fill(Word::new(0));
+        // SAFETY: the caller's promise; `pack` writes all of the bits.
+        let mut there = unsafe { head.assume_init() };
+        while there != 0
+            && let Some(word) = words.next()
+        {
+            block[there.trailing_zeros() as usize] = *word;
+            there &= there - 1;
+        }
     }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-unsafe fn pack(_: *const u8, _: usize, _: *mut u8) -> usize {
-    unreachable!("only where `can_pack` says so")
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-unsafe fn unpack(_: *const u8, _: usize, _: *mut u8) {
-    unreachable!("nothing was packed")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::rc::Rc;
 
     use proptest::prelude::*;
 
     use super::*;
 
-    /// Of no whole number of lines, with padding, and a pointer that is freed once.
+    /// Of no whole number of lines, with padding, unused variants, and a pointer
+    /// that is freed once.
     #[derive(Debug, Clone)]
     struct Thing<const N: usize> {
         flag: bool,
         words: [u64; N],
+        small: Result<u16, u64>,
         shared: Rc<()>,
         name: Option<String>,
     }
@@ -245,13 +238,15 @@ mod tests {
     fn there_and_back<const N: usize>(rooms: &mut Rooms<Thing<N>>, words: [u64; N], named: bool) {
         let shared = Rc::new(());
         let name = named.then(|| format!("{words:?}"));
-        let thing = Thing { flag: named, words, shared: Rc::clone(&shared), name: name.clone() };
+        let small = if named { Ok(7) } else { Err(words[0]) };
+        let thing =
+            Thing { flag: named, words, small, shared: Rc::clone(&shared), name: name.clone() };
         let mut kept = Kept::new(thing);
         for _ in 0..3 {
             rooms.lay_down(&mut kept);
             rooms.lay_down(&mut kept);
             let thing = rooms.take_up(&mut kept);
-            assert_eq!((thing.flag, thing.words), (named, words));
+            assert_eq!((thing.flag, thing.words, thing.small), (named, words, small));
             assert_eq!(thing.name, name);
             assert!(Rc::ptr_eq(&thing.shared, &shared));
             thing.words.reverse();
@@ -263,45 +258,92 @@ mod tests {
         assert_eq!(Rc::strong_count(&shared), 1, "dropped once, at rest");
     }
 
+    fn whole<T>() -> Rooms<T> {
+        Rooms { packs: false, ..Rooms::default() }
+    }
+
     proptest! {
         #[test]
         fn a_value_is_what_it_was(
             words in prop::array::uniform32(prop_oneof![Just(0_u64), Just(0), any::<u64>()]),
             named in any::<bool>(),
         ) {
-            let mut few = Rooms::default();
-            let mut many = Rooms::default();
-            there_and_back(&mut many, words, named);
-            let start: [u64; 3] = [words[0], words[1], words[2]];
-            there_and_back(&mut few, start, named);
-            there_and_back(&mut few, [0; 3], named);
-            there_and_back(&mut few, [u64::MAX; 3], named);
+            for mut many in [Rooms::default(), whole()] {
+                there_and_back(&mut many, words, named);
+            }
+            for mut few in [Rooms::default(), whole()] {
+                there_and_back(&mut few, [words[0], words[1], words[2]], named);
+                there_and_back(&mut few, [0; 3], named);
+                there_and_back(&mut few, [u64::MAX; 3], named);
+            }
+        }
+
+        /// Also where the bits of one block are full, and where a byte of a word
+        /// alone is not zero.
+        #[test]
+        fn every_pattern_of_words_comes_back(
+            bits in prop::collection::vec(any::<bool>(), 320..=320),
+            byte in 0_u32..8,
+        ) {
+            let mut rooms = Rooms::<[u64; 320]>::default();
+            let patterns: [&dyn Fn(usize) -> bool; 5] = [
+                &|_| false,
+                &|_| true,
+                &|word| word % 2 == 0,
+                &|word| word % 2 == 1,
+                &|word| bits[word],
+            ];
+            for pattern in patterns {
+                let value = std::array::from_fn(|word| u64::from(pattern(word)) << (byte * 8));
+                let mut kept = Kept::new(value);
+                rooms.lay_down(&mut kept);
+                prop_assert_eq!(kept.whole().is_none(), rooms.packs());
+                prop_assert_eq!(*rooms.take_up(&mut kept), value);
+            }
         }
     }
 
     #[test]
     fn a_value_at_rest_takes_its_words_and_a_bit_for_each() {
         let mut rooms = Rooms::default();
-        if !rooms.packs {
+        if !rooms.packs() {
             return;
         }
         let mut words = [0_u64; 1_000];
         words[..100].fill(u64::MAX);
         let mut kept = Kept::new(words);
         rooms.lay_down(&mut kept);
-        assert!(kept.whole.is_none());
+        assert!(kept.whole().is_none());
         assert_eq!(kept.packed.len(), (100 + 1_000_usize.div_ceil(64)).next_multiple_of(STEP));
         assert_eq!(rooms.spare.len(), 1);
         assert_eq!(*rooms.take_up(&mut kept), words);
         assert_eq!(rooms.spare.len(), 0, "the room is used again");
+        kept.stay();
+        assert_eq!(kept.packed.len(), 0, "it has one place");
+        assert_eq!(*rooms.take_up(&mut kept), words);
+    }
+
+    #[test]
+    fn a_value_whose_user_panics_is_dropped_once() {
+        let shared = Rc::new(());
+        let mut rooms = Rooms::default();
+        let mut kept = Kept::new(Rc::clone(&shared));
+        rooms.lay_down(&mut kept);
+        let panicked = catch_unwind(AssertUnwindSafe(move || {
+            assert_eq!(Rc::strong_count(rooms.take_up(&mut kept)), 2);
+            // Its place still has the words of it, and they mean nothing.
+            panic!("while it is in use");
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(Rc::strong_count(&shared), 1);
     }
 
     #[test]
     fn where_nothing_packs_values_stay_whole() {
-        let mut rooms = Rooms { packs: false, ..Rooms::default() };
+        let mut rooms = whole();
         let mut kept = Kept::new([7_u64; 20]);
         rooms.lay_down(&mut kept);
-        assert!(kept.whole.is_some());
+        assert!(kept.whole().is_some());
         assert_eq!(*rooms.take_up(&mut kept), [7; 20]);
     }
 }

@@ -1,17 +1,25 @@
 //! A shard's connections, by the number that `quinn-proto` gives them.
 //!
-//! Whoever is asked for is made whole, and is packed again once it has been
-//! driven. What is asked of all, or of those at rest, stands beside it.
+//! Whoever is asked for is made whole, and who has nothing to do is packed. What is
+//! asked of all, or of those at rest, stands beside it.
+
+use std::time::Instant;
 
 use super::packed::{Kept, Rooms};
 use super::peer::Peer;
+use super::rest::Paces;
 use crate::shard::connection::ViewerKey;
+
+/// Connections that are packed in one turn, of those that have come to rest: a
+/// tenth of a millisecond.
+const REST_TURN: usize = 64;
 
 /// See the module's documentation.
 #[derive(Default)]
 pub struct Peers {
     slots: Vec<Option<Slot>>,
     rooms: Rooms<Peer>,
+    paces: Paces,
 }
 
 struct Slot {
@@ -25,6 +33,7 @@ struct Slot {
 impl Peers {
     /// Puts a connection at `index`, where none is.
     pub fn put(&mut self, index: u32, peer: Peer) {
+        self.paces.begin(index);
         let index = index as usize;
         if self.slots.len() <= index {
             self.slots.resize_with(index + 1, || None);
@@ -45,12 +54,41 @@ impl Peers {
         Some(self.rooms.take_up(&mut slot.peer))
     }
 
-    /// Nobody works with it for a while.
+    /// It has sent something.
+    pub fn sent(&mut self, index: u32, now: Instant) {
+        if self.has(index) && self.rooms.packs() {
+            self.paces.sent(index, now);
+        }
+    }
+
+    /// Nobody works with it for a while: it is packed, unless it is at its
+    /// handshake or sends much (`rest.rs`).
     pub fn lay_down(&mut self, index: u32) {
-        if let Some(Some(slot)) = self.slots.get_mut(index as usize) {
-            slot.web = self.rooms.take_up(&mut slot.peer).is_web();
+        let Some(Some(slot)) = self.slots.get_mut(index as usize) else { return };
+        let Some(peer) = slot.peer.whole() else { return };
+        slot.web = peer.is_web();
+        if peer.handshaking {
+            return;
+        }
+        if self.paces.is_busy(index) {
+            slot.peer.stay();
+        } else {
             self.rooms.lay_down(&mut slot.peer);
         }
+    }
+
+    /// Packs some of those that have come to rest.
+    pub fn rest(&mut self, now: Instant) {
+        for _ in 0..REST_TURN {
+            let Some(index) = self.paces.rested(now) else { break };
+            self.lay_down(index);
+        }
+    }
+
+    /// When [`rest`](Self::rest) wants to be called.
+    #[must_use]
+    pub fn next_rest(&self) -> Option<Instant> {
+        self.paces.next()
     }
 
     /// Asks for the memory of the connection at `index`, without waiting for it.

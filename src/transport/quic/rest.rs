@@ -1,0 +1,164 @@
+//! Which connections rest, and which are at work.
+//!
+//! Packing a connection and making it whole again takes a microsecond and a half
+//! together (`loadtest` has no figure for it; counted in `packed.rs`), and a frame
+//! would pay that twice, for its acknowledgement as well. So a connection that sends
+//! in quick succession stays whole in between, and pays nothing; only who has
+//! nothing to do is packed. What it sends counts, not what it receives:
+//! a frame is one burst, whenever its acknowledgement comes.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// A connection whose bursts come less than this apart stays whole between them.
+pub const REST: Duration = Duration::from_secs(2);
+
+/// What is sent this soon after a burst has begun is part of it: a message that
+/// takes several turns, or what a viewer is told when it joins.
+const BURST: Duration = Duration::from_millis(500);
+
+/// One connection.
+#[derive(Debug, Clone, Copy, Default)]
+struct Pace {
+    /// When its last burst began.
+    began: Option<Instant>,
+    busy: bool,
+    /// It has an entry in the queue.
+    queued: bool,
+}
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(super) struct Paces {
+    of: Vec<Pace>,
+    /// Who is at work, and when that was last seen.
+    busy: VecDeque<(Instant, u32)>,
+}
+
+impl Paces {
+    /// A connection begins.
+    pub(super) fn begin(&mut self, index: u32) {
+        let index = index as usize;
+        if self.of.len() <= index {
+            self.of.resize(index + 1, Pace::default());
+        }
+        let queued = self.of[index].queued;
+        self.of[index] = Pace { queued, ..Pace::default() };
+    }
+
+    /// It has sent something. It must have begun.
+    pub(super) fn sent(&mut self, index: u32, now: Instant) {
+        let pace = &mut self.of[index as usize];
+        let since = pace.began.map(|began| now.saturating_duration_since(began));
+        if since.is_some_and(|since| since < BURST) {
+            return;
+        }
+        pace.began = Some(now);
+        pace.busy = since.is_some_and(|since| since < REST);
+        if pace.busy && !pace.queued {
+            pace.queued = true;
+            self.busy.push_back((now, index));
+        }
+    }
+
+    /// Whether it stays whole.
+    pub(super) fn is_busy(&self, index: u32) -> bool {
+        self.of[index as usize].busy
+    }
+
+    /// When [`rested`](Self::rested) wants to be called.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.busy.front().map(|(seen, _)| *seen + REST)
+    }
+
+    /// A connection that has come to rest: at least [`REST`] after its last burst, at
+    /// most twice that.
+    pub(super) fn rested(&mut self, now: Instant) -> Option<u32> {
+        while let Some((_, index)) = self.busy.pop_front_if(|(seen, _)| *seen + REST <= now) {
+            let pace = &mut self.of[index as usize];
+            pace.queued = false;
+            let Some(began) = pace.began.filter(|_| pace.busy) else { continue };
+            if began + REST <= now {
+                pace.busy = false;
+                return Some(index);
+            }
+            pace.queued = true;
+            self.busy.push_back((began, index));
+        }
+        if self.busy.is_empty() {
+            self.busy = VecDeque::new();
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+
+    /// Sends every so many milliseconds for a while, each time acknowledged later,
+    /// and returns whether it was at work at the end, and when it came to rest.
+    fn paced(every: u64, times: u64) -> (bool, Option<u64>) {
+        let start = Clock::start().instant(Default::default());
+        let mut paces = Paces::default();
+        paces.begin(3);
+        let at = |ms| start + Duration::from_millis(ms);
+        let last = every * (times - 1);
+        let mut busy = false;
+        for now in 0..last + 10_000 {
+            if now <= last && now % every == 0 {
+                paces.sent(3, at(now));
+                busy = paces.is_busy(3);
+            }
+            let due = paces.next().is_some_and(|next| next <= at(now));
+            if let Some(index) = paces.rested(at(now)) {
+                assert!(due, "nobody would have asked");
+                assert_eq!((index, paces.is_busy(3)), (3, false));
+                assert!(now > last, "at rest between two bursts");
+                assert_eq!(paces.next(), None);
+                return (busy, Some(now - last));
+            }
+        }
+        (busy, None)
+    }
+
+    #[test]
+    fn who_sends_every_second_stays_whole_and_rests_afterwards() {
+        for every in [10, 100, 499, 500, 1_000, 1_999] {
+            let (busy, rested) = paced(every, 3 + 3_000 / every);
+            assert!(busy, "every {every} ms");
+            let rested = rested.expect("at rest");
+            assert!((1_000..=4_000).contains(&rested), "after {rested} ms");
+        }
+    }
+
+    #[test]
+    fn who_sends_seldom_or_once_is_at_rest_at_once() {
+        assert_eq!(paced(2_000, 5), (false, None));
+        assert_eq!(paced(30_000, 5), (false, None));
+        assert_eq!(paced(1_000, 1), (false, None));
+        // One burst, as when a viewer joins.
+        assert_eq!(paced(50, 10), (false, None));
+    }
+
+    #[test]
+    fn a_place_that_is_used_again_begins_at_rest() {
+        let start = Clock::start().instant(Default::default());
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut paces = Paces::default();
+        paces.begin(0);
+        paces.sent(0, at(0));
+        paces.sent(0, at(1_000));
+        assert!(paces.is_busy(0));
+        paces.begin(0);
+        assert!(!paces.is_busy(0));
+        paces.sent(0, at(1_500));
+        paces.sent(0, at(2_500));
+        assert!(paces.is_busy(0));
+        assert_eq!(paces.rested(at(3_001)), None, "the entry of the one before");
+        assert_eq!(paces.next(), Some(at(4_500)), "and no second one beside it");
+        assert_eq!(paces.rested(at(4_500)), Some(0));
+        assert_eq!(paces.rested(at(9_000)), None);
+    }
+}

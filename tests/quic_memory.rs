@@ -34,13 +34,15 @@ use tidegate::transport::quic::settings::Settings;
 use tidegate::transport::quic::{ALPN, crypto};
 use tidegate::transport::webtransport::Rules;
 
-/// Connections that share what an endpoint has once.
+/// Connections that are counted, and those before them: what is there once, or for
+/// those who are awake (a room for each of 256), is there by then.
 const CONNECTIONS: usize = 512;
+const BEFORE: usize = 260;
 
 /// Bytes that one of them may hold, its share of the endpoint's tables included.
-/// Where the processor cannot pack (`packed.rs`), 2.6 KB more.
-const MOST: isize = 11_000;
-const MOST_WHOLE: isize = 13_600;
+/// Where nothing is packed (`packed.rs`), 3 KB more.
+const MOST: isize = 10_000;
+const MOST_WHOLE: isize = 13_000;
 
 thread_local! {
     static COUNTS: Cell<bool> = const { Cell::new(false) };
@@ -370,12 +372,9 @@ impl Net {
 #[test]
 fn an_idle_connection_holds_no_more_than_it_did() {
     let mut net = Net::new();
-    // What is made once, and rooms for those who are awake.
-    net.connect();
+    (0..BEFORE).for_each(|_| net.connect());
     let before = HELD.get();
-    while net.connections.len() <= CONNECTIONS {
-        net.connect();
-    }
+    (0..CONNECTIONS).for_each(|_| net.connect());
     assert!(net.connections.iter().all(|connection| !connection.is_handshaking()));
     let joined = net.each(before);
     let message = serving(|| Bytes::from(vec![7; 400]));
@@ -405,6 +404,7 @@ fn an_idle_connection_holds_no_more_than_it_did() {
         assert!(held <= most, "{held} bytes, not {most}");
     }
     if net.peers.packs() {
-        assert!(busy > rested + 2_000, "who is at work stays whole");
+        // Also where it is in a room that was there before.
+        assert!(busy > rested, "who is at work stays whole");
     }
 }

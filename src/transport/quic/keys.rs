@@ -14,6 +14,7 @@
 //! rustls lets a suite bring its own keys for QUIC; handshakes, secrets and
 //! derivations stay its own.
 
+use std::alloc::Layout;
 use std::sync::{Arc, LazyLock};
 
 use aes::cipher::{BlockCipherEncrypt, KeyInit};
@@ -21,6 +22,8 @@ use aes::{Aes128Enc, Aes256Enc, Block};
 use aws_lc_rs::aead::{
     AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
 };
+use bytes::BytesMut;
+use quinn_proto::crypto::{self, CryptoError};
 use rustls::crypto::cipher::{self, AeadKey, Iv};
 use rustls::crypto::{CipherSuiteCommon, CryptoProvider};
 use rustls::quic::{self, Tag};
@@ -129,7 +132,9 @@ impl quic::Algorithm for Compact {
     }
 }
 
-/// Seals or opens packets.
+/// Seals or opens packets. One line of the caches, and nothing else of this trait has
+/// an alignment like that; see [`packet_key`].
+#[repr(align(64))]
 struct PacketKey {
     of: &'static Protection,
     key: AeadKey,
@@ -187,7 +192,8 @@ impl quic::PacketKey for PacketKey {
     }
 }
 
-/// Hides the numbers of packets, and finds them.
+/// Hides the numbers of packets, and finds them. As above.
+#[repr(align(64))]
 struct HeaderKey {
     cipher: Header,
     key: AeadKey,
@@ -260,6 +266,92 @@ impl quic::HeaderProtectionKey for HeaderKey {
     }
 
     fn sample_len(&self) -> usize {
+        Self::SAMPLE
+    }
+}
+
+/// A key for `quinn-proto`. It has a type of its own for keys, which is a box around
+/// rustls' box; a key of this module needs no more than its own, and so one line of
+/// memory less has to be fetched.
+#[must_use]
+pub fn packet_key(key: Box<dyn quic::PacketKey>) -> Box<dyn crypto::PacketKey> {
+    if Layout::for_value(&*key) != Layout::new::<PacketKey>() {
+        return Box::new(key);
+    }
+    // SAFETY: only types of rustls and of this module have the trait, as the
+    // provider is this module's, and those of rustls have another layout.
+    unsafe { Box::from_raw(Box::into_raw(key).cast::<PacketKey>()) }
+}
+
+/// The same of headers. That of ChaCha20 is rustls' own.
+#[must_use]
+pub fn header_key(key: Box<dyn quic::HeaderProtectionKey>) -> Box<dyn crypto::HeaderKey> {
+    if Layout::for_value(&*key) != Layout::new::<HeaderKey>() {
+        return Box::new(key);
+    }
+    // SAFETY: as above.
+    unsafe { Box::from_raw(Box::into_raw(key).cast::<HeaderKey>()) }
+}
+
+impl crypto::PacketKey for PacketKey {
+    fn encrypt(&self, packet: u64, buf: &mut [u8], header_len: usize) {
+        let (header, payload) = buf.split_at_mut(header_len);
+        let (payload, place) = payload.split_at_mut(payload.len() - self.of.packet.tag_len());
+        match quic::PacketKey::encrypt_in_place(self, packet, header, payload) {
+            Ok(tag) => place.copy_from_slice(tag.as_ref()),
+            Err(_) => unreachable!("a packet is short enough for every cipher"),
+        }
+    }
+
+    fn decrypt(
+        &self,
+        packet: u64,
+        header: &[u8],
+        payload: &mut BytesMut,
+    ) -> Result<(), CryptoError> {
+        let plain = quic::PacketKey::decrypt_in_place(self, packet, header, payload);
+        let length = plain.map_err(|_| CryptoError)?.len();
+        payload.truncate(length);
+        Ok(())
+    }
+
+    fn tag_len(&self) -> usize {
+        self.of.packet.tag_len()
+    }
+
+    fn confidentiality_limit(&self) -> u64 {
+        self.of.sealed
+    }
+
+    fn integrity_limit(&self) -> u64 {
+        self.of.refused
+    }
+}
+
+impl HeaderKey {
+    /// Where in a packet are the sample, the first byte, and what may be its number,
+    /// which begins at `at` (RFC 9001, section 5.4.2).
+    fn parts(packet: &mut [u8], at: usize) -> (&[u8], &mut u8, &mut [u8]) {
+        let (header, rest) = packet.split_at_mut(at + 4);
+        let (first, number) = header.split_at_mut(at);
+        (&rest[..Self::SAMPLE], &mut first[0], number)
+    }
+}
+
+impl crypto::HeaderKey for HeaderKey {
+    fn decrypt(&self, pn_offset: usize, packet: &mut [u8]) {
+        let (sample, first, number) = Self::parts(packet, pn_offset);
+        let found = quic::HeaderProtectionKey::decrypt_in_place(self, sample, first, number);
+        debug_assert!(found.is_ok(), "a sample is as long as it has to be");
+    }
+
+    fn encrypt(&self, pn_offset: usize, packet: &mut [u8]) {
+        let (sample, first, number) = Self::parts(packet, pn_offset);
+        let hidden = quic::HeaderProtectionKey::encrypt_in_place(self, sample, first, number);
+        debug_assert!(hidden.is_ok(), "a sample is as long as it has to be");
+    }
+
+    fn sample_size(&self) -> usize {
         Self::SAMPLE
     }
 }
@@ -355,9 +447,47 @@ mod tests {
         }
     }
 
+    /// Whole packets, as `quinn-proto` seals and opens them, with its own box around
+    /// rustls' keys on the other side.
+    #[test]
+    fn packets_for_quinn_are_those_of_rustls_under_every_suite() {
+        for (theirs, ours) in pairs() {
+            assert_ne!(
+                Layout::for_value(&*theirs.local.packet),
+                Layout::for_value(&*ours.local.packet)
+            );
+            let ours = (packet_key(ours.local.packet), header_key(ours.local.header));
+            let theirs = (packet_key(theirs.local.packet), header_key(theirs.local.header));
+            assert_eq!(ours.0.tag_len(), theirs.0.tag_len());
+            assert_eq!(ours.0.integrity_limit(), theirs.0.integrity_limit());
+            assert_eq!(ours.0.confidentiality_limit(), theirs.0.confidentiality_limit());
+            assert_eq!(ours.1.sample_size(), theirs.1.sample_size());
+            // A short header: a byte, an id of eight, a number of one to four.
+            for (first, number) in [(0x40, 1), (0x41, 2), (0x42, 3), (0x43, 4), (0xc3, 4)] {
+                let header = 9 + number;
+                let mut plain: Vec<u8> = (0..header + 40 + 16).map(|i| i as u8).collect();
+                plain[0] = first;
+                let (mut sealed, mut by_them) = (plain.clone(), plain.clone());
+                ours.0.encrypt(77, &mut sealed, header);
+                ours.1.encrypt(9, &mut sealed);
+                theirs.0.encrypt(77, &mut by_them, header);
+                theirs.1.encrypt(9, &mut by_them);
+                assert_eq!(sealed, by_them, "{first:#x}");
+
+                ours.1.decrypt(9, &mut sealed);
+                let mut payload = BytesMut::from(&sealed[header..]);
+                ours.0.decrypt(77, &sealed[..header], &mut payload).expect("opened");
+                assert_eq!(sealed[..header], plain[..header]);
+                assert_eq!(payload, plain[header..header + 40]);
+                let mut payload = BytesMut::from(&by_them[header..]);
+                assert!(ours.0.decrypt(78, &plain[..header], &mut payload).is_err());
+            }
+        }
+    }
+
     #[test]
     fn a_key_takes_one_line_of_memory() {
-        assert!(size_of::<PacketKey>() <= 64);
-        assert!(size_of::<HeaderKey>() <= 64);
+        assert_eq!(size_of::<PacketKey>(), 64);
+        assert_eq!(size_of::<HeaderKey>(), 64);
     }
 }

@@ -19,6 +19,7 @@ use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, Side, TransportError, TransportErrorCode};
 use rustls::quic::{KeyChange, Secrets, ServerConnection, Version};
 
+use super::keys::{header_key, packet_key};
 use super::parameters::with_few_ids;
 
 /// Drafts 29 to 32 of QUIC, whose keys are derived with other labels.
@@ -189,19 +190,19 @@ impl Session for Handshake {
         };
         Some(Keys {
             header: KeyPair {
-                local: Box::new(keys.local.header),
-                remote: Box::new(keys.remote.header),
+                local: header_key(keys.local.header),
+                remote: header_key(keys.remote.header),
             },
             packet: KeyPair {
-                local: Box::new(keys.local.packet),
-                remote: Box::new(keys.remote.packet),
+                local: packet_key(keys.local.packet),
+                remote: packet_key(keys.remote.packet),
             },
         })
     }
 
     fn next_1rtt_keys(&mut self) -> Option<KeyPair<Box<dyn PacketKey>>> {
         let keys = self.next.as_mut()?.next_packet_keys();
-        Some(KeyPair { local: Box::new(keys.local), remote: Box::new(keys.remote) })
+        Some(KeyPair { local: packet_key(keys.local), remote: packet_key(keys.remote) })
     }
 
     fn is_valid_retry(&self, _orig: &ConnectionId, _header: &[u8], _payload: &[u8]) -> bool {

@@ -303,23 +303,33 @@ impl Shard {
         self.step_drain(now);
     }
 
-    /// Whether [`work`](Self::work) has anything to do.
-    #[must_use]
-    pub fn has_work(&self) -> bool {
-        !self.fanout.is_idle() || !self.homes.intake.is_empty()
-    }
-
-    /// One slice of events from outside, and one of fan-out; half as long while
-    /// there are such events, since their senders wait for both.
-    pub fn work(&mut self) {
+    /// One slice of events from outside. Returns whether there were any: then its
+    /// frames are in the mailbox, and slices are half as long, since the senders
+    /// of the next events wait for both.
+    pub fn take_in(&mut self) -> bool {
+        if self.homes.intake.is_empty() {
+            return false;
+        }
         let peers = Arc::clone(&self.peers);
-        let alone = self.homes.intake.is_empty();
-        let slice = if alone { self.settings.slice } else { self.settings.slice / 2 };
+        let slice = self.settings.slice / 2;
         self.homes.work(peers.as_ref(), &mut self.stats, self.clock, slice);
         self.settle(self.clock.now());
+        true
+    }
+
+    /// One slice of fan-out, half as long if events were taken in, and a quarter
+    /// while requests wait to be read: the longer a round, the longer each of the
+    /// steps that a small room's event waits for. Returns whether there was
+    /// anything to do.
+    pub fn fan_out(&mut self, took_in: bool, requests_wait: bool) -> bool {
         if self.fanout.is_idle() {
-            return;
+            return false;
         }
+        let slice = match (requests_wait, took_in) {
+            (true, _) => self.settings.slice / 4,
+            (false, true) => self.settings.slice / 2,
+            (false, false) => self.settings.slice,
+        };
         let begun = self.clock.now();
         let (writes, bytes) = (self.stats.socket_writes, self.stats.socket_bytes);
         let mut finished = std::mem::take(&mut self.finished);
@@ -340,6 +350,7 @@ impl Shard {
         }
         self.finished = finished;
         self.settle(now);
+        true
     }
 
     /// Bytes for one viewer.

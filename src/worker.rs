@@ -128,6 +128,7 @@ impl<L: Listener> Worker<L> {
         // Requests and handshakes are work too: only the runtime knows when
         // the thread truly slept.
         let mut accounted = (started, metrics.worker_total_busy_duration(0));
+        let mut requests_wait = false;
         loop {
             let begun = self.clock.now();
             let worked = metrics.worker_total_busy_duration(0);
@@ -140,13 +141,16 @@ impl<L: Listener> Worker<L> {
                 busy |= quic.turn(&mut self.shard, &mut self.listener, begun)?;
             }
             self.shard.tick(idle);
-            if self.shard.has_work() {
-                self.shard.work();
-                busy = true;
+            let took_in = self.shard.take_in();
+            if took_in {
+                // The frames of its own rooms leave now, not a round later.
+                self.take_messages();
             }
+            busy |= took_in | self.shard.fan_out(took_in, requests_wait);
             self.shard.viewers.flush_carried();
             busy |= self.quic.as_ref().is_some_and(Driver::has_news);
-            busy |= self.let_requests_go();
+            requests_wait = self.let_requests_go();
+            busy |= requests_wait;
             self.edge.viewers.set(self.shard.viewers.sockets());
             let now = self.clock.now();
             self.shard.stats.busy_micros += now.since(begun).as_micros() as u64;

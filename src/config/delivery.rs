@@ -60,8 +60,8 @@ pub struct Delivery {
     /// closed. Default 30 s.
     pub drain_timeout_ms: u64 = 30_000,
     /// Microseconds that the fan-out of one room may run before others get their
-    /// turn; half of it while events come in. Default 2 ms: the delay that a giant
-    /// room may add to small ones.
+    /// turn; half of it while events come in, a quarter while requests wait to be
+    /// read. Default 2 ms: the delay that a giant room may add to small ones.
     pub slice_us: u64 = 2_000,
 }
 }

@@ -458,6 +458,19 @@ mod tests {
         long.read(1, Duration::from_nanos(1));
     }
 
+    #[tokio::test]
+    async fn a_request_whose_turn_does_not_come_in_time_is_answered_busy() {
+        let (mut api, _inboxes) = api();
+        api.timeout = Duration::from_millis(10);
+        let room = RoomId::new("r").expect("a name");
+        let long = api.turns.wait("somebody else", &room, 1 << 30).await;
+        // No worker gives turns here.
+        let error = begin(&api, &publisher(&api), two_events(), 100).await.expect_err("no turn");
+        assert_eq!((error.status, error.code), (StatusCode::SERVICE_UNAVAILABLE, "busy"));
+        assert!(error.temporary, "it may come back");
+        long.read(1, Duration::from_nanos(1));
+    }
+
     fn codes(verdicts: &[Verdict]) -> Vec<&str> {
         let code = |verdict: &'_ Verdict| match *verdict {
             Verdict::Accepted { .. } => "accepted",

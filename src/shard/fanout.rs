@@ -3,8 +3,9 @@
 //!
 //! A turn serves at most [`TURN`] members of one room, then the next room has
 //! its turn; a slice ends after its time, and reads, joins and timers get
-//! theirs. So a giant room delays a small one by one turn, and nothing on the
-//! shard by more than a slice.
+//! theirs. Rooms whose frame is new go first, for half of the slice. So a giant
+//! room delays a small one by one turn, and nothing on the shard by more than a
+//! slice.
 //!
 //! What the loop touches per viewer: 8 bytes of the member, 4 of the descriptor.
 
@@ -27,8 +28,9 @@ use crate::wire::shared::SharedFrame;
 /// write costs, so a slice of 2 ms lets at least one other room in.
 const TURN: usize = 256;
 
-/// Members served between two looks at the clock.
-const CLOCK_EVERY: usize = 32;
+/// Members served between two looks at the clock: a write costs 5 to 7 us, and
+/// up to 40 with a large frame and a reader that is awake.
+const CLOCK_EVERY: usize = 8;
 
 /// Members ahead of the one that is served for whom memory is fetched.
 const AHEAD: usize = 4;
@@ -36,6 +38,10 @@ const AHEAD: usize = 4;
 /// Rooms with a frame on its way, in the order of their next turns.
 #[derive(Debug, Default)]
 pub struct Fanout {
+    /// Those that have had no turn with their frame. They come first, for half
+    /// of a slice at most (the new flows of FQ-CoDel, RFC 8290, section 4.2):
+    /// small rooms are done with one turn, and must not wait for a giant one's.
+    fresh: VecDeque<u32>,
     turns: VecDeque<u32>,
     /// Jobs that are done, and when, of frames with events that are followed.
     pub marked: Vec<(Job, Time)>,
@@ -47,13 +53,24 @@ pub type Finished = Vec<u32>;
 impl Fanout {
     /// A room got a frame to send.
     pub fn enqueue(&mut self, room: u32) {
-        self.turns.push_back(room);
+        self.fresh.push_back(room);
     }
 
     /// Whether anything is on its way.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.turns.is_empty()
+        self.turns.is_empty() && self.fresh.is_empty()
+    }
+
+    /// Whose turn it is, and until when.
+    fn next(&mut self, now: Time, half: Time, end: Time) -> Option<(u32, Time)> {
+        if now < half
+            && let Some(room) = self.fresh.pop_front()
+        {
+            return Some((room, half));
+        }
+        let room = self.turns.pop_front().or_else(|| self.fresh.pop_front());
+        room.map(|room| (room, end))
     }
 
     /// Works for about `budget`.
@@ -68,10 +85,11 @@ impl Fanout {
     ) {
         let begun = clock.now();
         let until = begun + budget;
+        let half = begun + budget / 2;
         let mut now = begun;
-        while let Some(index) = self.turns.pop_front() {
+        while let Some((index, stop)) = self.next(now, half, until) {
             let Some(room) = rooms[index as usize].as_mut() else { continue };
-            now = turn(room, viewers, stats, clock, now, until);
+            now = turn(room, viewers, stats, clock, now, stop);
             if room.job.as_ref().is_some_and(|job| job.cursor >= job.end) {
                 if let Some(job) = room.finish_job(index, viewers) {
                     stats.frame_fanout.observe(now.since(job.started), 1);
@@ -209,5 +227,28 @@ fn refused(
                 viewers.end(ViewerKey { index: viewer, generation }, CloseReason::Broken);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLI: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_room_with_a_new_frame_goes_first_but_takes_half_of_the_slice_at_most() {
+        let (begun, half, end) =
+            (Time::default(), Time::default() + MILLI, Time::default() + 2 * MILLI);
+        let mut fanout = Fanout::default();
+        fanout.turns.push_back(1);
+        for room in 2..5 {
+            fanout.enqueue(room);
+        }
+        assert_eq!(fanout.next(begun, half, end), Some((2, half)), "not to the end of the slice");
+        assert_eq!(fanout.next(begun + MILLI / 2, half, end), Some((3, half)));
+        assert_eq!(fanout.next(half, half, end), Some((1, end)), "new frames can hold up nobody");
+        assert_eq!(fanout.next(half, half, end), Some((4, end)), "nobody else is there");
+        assert!(fanout.is_idle() && fanout.next(begun, half, end).is_none());
     }
 }

@@ -22,6 +22,8 @@ const SAMPLED = new Set(["like", "enter", "follow", "fansclub", "stats"]);
 /** Bounds by frames alone, so that no clock decides when a rung is reached. */
 function bounds(frames, more = {}) {
   const settings = {
+    // A busy machine makes a server that has little to do refuse for queueing.
+    TIDEGATE__ADMISSION__DRY_RUN: "true",
     // Long enough to look at each rung on the way down.
     TIDEGATE__DELIVERY__RECOVER_MS: "2000",
     TIDEGATE__ROOMS__SMALL_ROOM_VIEWERS: "1000",
@@ -263,7 +265,7 @@ describe("a slow viewer sees on the page", () => {
     await stage.pill("live · WebSocket");
     await stage.recovered();
     await stage.shot("closed");
-    await stage.page.locator("#chat .note", { hasText: "no longer has" }).waitFor({ state: "detached", timeout: 100 });
+    assert.equal(await stage.page.locator("#chat .note", { hasText: "no longer has" }).count(), 0);
     await stage.close();
   });
 

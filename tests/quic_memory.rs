@@ -220,7 +220,7 @@ impl Net {
                 Some(DatagramEvent::NewConnection(incoming)) => {
                     let accepted = server.accept(incoming, *now, &mut answer, None);
                     let (handle, connection) = accepted.map_err(|e| e.cause).expect("accepted");
-                    peers.put(handle.0 as u32, Peer::new(connection, 1));
+                    peers.put(handle.0 as u32, Peer::new(connection, 1), *now);
                     Some(handle.0 as u32)
                 }
                 Some(DatagramEvent::ConnectionEvent(handle, event)) => {
@@ -381,8 +381,8 @@ fn an_idle_connection_holds_no_more_than_it_did() {
     net.talk(&message);
     net.wait(Duration::from_millis(200));
     let talked = net.each(before);
-    // A frame a second, to the third.
-    for _ in 0..2 {
+    // A frame a second, until it is no longer young, and two more.
+    for _ in 0..7 {
         net.wait(Duration::from_millis(800));
         net.tell(&message);
         net.wait(Duration::from_millis(200));

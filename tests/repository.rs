@@ -156,6 +156,8 @@ const BANNED_IN_TESTS: &[&str] = &["todo!", "unimplemented!", "dbg!", "#[ignore"
 /// Files that may hold `unsafe`, each block under a SAFETY comment.
 const UNSAFE_FILES: &[&str] = &[
     "loadtest/src/realtime.rs",
+    "src/transport/quic/keys.rs",
+    "src/transport/quic/packed.rs",
     "src/transport/quic/prefetch.rs",
     "src/transport/quic/socket.rs",
     "src/transport/quic/steer.rs",

@@ -25,7 +25,8 @@ pub struct Quic {
     /// Whether it is served, where there is a certificate for it. Default `true`.
     pub enabled: bool = true,
     /// Viewers over QUIC and WebTransport per shard; one more is refused. They use
-    /// no descriptors; an idle one costs about 12 KiB. Default 50,000.
+    /// no descriptors; an idle one costs about 12 KB, a busy one 15. Default
+    /// 50,000.
     pub max_connections: usize = 50_000,
     /// Milliseconds without a packet after which a connection is gone. Default
     /// 60 s, so that the ping of `websocket.ping_interval_ms` keeps it.

@@ -366,7 +366,7 @@ impl Table {
             Ok((handle, connection)) => {
                 self.serial = self.serial.wrapping_add(1);
                 let index = handle.0 as u32;
-                self.peers.put(index, Peer::new(connection, self.serial));
+                self.peers.put(index, Peer::new(connection, self.serial), now);
                 self.open += 1;
                 self.handshakes += 1;
                 let by = now + self.settings.handshake_timeout;

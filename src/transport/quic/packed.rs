@@ -124,12 +124,11 @@ impl<T> Rooms<T> {
         // happened would not drop it twice.
         let mut packed = std::mem::take(&mut kept.packed);
         let lines = Box::into_raw(whole);
-        freeze(lines);
         // SAFETY: the room is that of a value, aligned as lines are, and nobody else
-        // has it. Its bytes have been frozen. Afterwards the value is in `scratch`,
-        // and the room is memory, of the same size and alignment.
+        // has it. Afterwards the value is in `scratch`, and the room is memory, of the
+        // same size and alignment.
         let (words, room) = unsafe {
-            let value = std::slice::from_raw_parts(lines.cast::<Word>(), Kept::<T>::WORDS);
+            let value = std::slice::from_raw_parts_mut(lines.cast::<Word>(), Kept::<T>::WORDS);
             let words = pack(value, &mut self.scratch);
             (words, Box::from_raw(lines.cast::<MaybeUninit<Lines<T>>>()))
         };
@@ -157,33 +156,31 @@ impl<T> Drop for Kept<T> {
 /// Whether there is a [`freeze`] for this processor.
 const CAN_FREEZE: bool = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
 
-/// Bytes of `memory` that have no value get one: whichever is there.
+/// Bytes of these words that have no value get one: whichever is there.
 ///
 /// To the compiler, inline assembly that is given a pointer may have written what
 /// is behind it; so from here on all of it is initialized, and what was has kept its
 /// value. No instruction is needed for that.
-fn freeze<T>(memory: *mut T) {
-    // SAFETY: nothing is done.
+fn freeze(words: &mut [Word]) {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    // SAFETY: nothing is done.
     unsafe {
-        std::arch::asm!("/* {0} */", in(reg) memory, options(nostack, preserves_flags));
+        std::arch::asm!("/* {0} */", in(reg) words.as_mut_ptr(), options(nostack, preserves_flags));
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let _ = memory;
+    let _ = words;
 }
 
 /// Writes a bit for each word that says whether it is zero, then those that are
 /// not. Returns how many words were written.
-///
-/// # Safety
-/// `value` is frozen.
-unsafe fn pack(value: &[Word], to: &mut [Word]) -> usize {
+fn pack(value: &mut [Word], to: &mut [Word]) -> usize {
+    freeze(value);
     let blocks = value.chunks(BLOCK);
     let mut end = blocks.len();
     for (head, block) in blocks.enumerate() {
         let mut there = 0;
         for (bit, word) in block.iter().enumerate() {
-            // SAFETY: the caller's promise.
+            // SAFETY: it has been frozen.
             let used = unsafe { word.assume_init() } != 0;
             to[end] = *word;
             end += usize::from(used);
@@ -198,6 +195,7 @@ unsafe fn pack(value: &[Word], to: &mut [Word]) -> usize {
 ///
 /// # Safety
 /// [`pack`] made `packed` of as many words.
+// SAFETY: `lay_down` packs, and nothing else is unpacked.
 unsafe fn unpack(packed: &[Word], value: &mut [Word]) {
     let blocks = value.chunks_mut(BLOCK);
     let (heads, words) = packed.split_at(blocks.len());

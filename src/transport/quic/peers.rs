@@ -32,8 +32,8 @@ struct Slot {
 
 impl Peers {
     /// Puts a connection at `index`, where none is.
-    pub fn put(&mut self, index: u32, peer: Peer) {
-        self.paces.begin(index);
+    pub fn put(&mut self, index: u32, peer: Peer, now: Instant) {
+        self.paces.begin(index, now);
         let index = index as usize;
         if self.slots.len() <= index {
             self.slots.resize_with(index + 1, || None);

@@ -181,7 +181,13 @@ impl World {
 fn many_on_few_sockets_join_and_miss_nothing_in_spite_of_loss() {
     let mut world = World::new(60, 3, 0.1, 7);
     world.connect_all(3);
-    world.run_for(20);
+    // Four probes in a row are lost for one of these viewers now and then: 15 s.
+    for _ in 0..40 {
+        if world.seen.joined.iter().all(|&joined| joined) {
+            break;
+        }
+        world.run_for(1);
+    }
     assert!(world.seen.joined.iter().all(|&joined| joined), "{:?}", world.seen.closed);
     for n in 0..20_u8 {
         world.server.important(&[b'i', n]);

@@ -1,9 +1,17 @@
+use std::sync::OnceLock;
+
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::engine::mark::Way;
 use crate::engine::stats::DropReason;
 use crate::engine::testing::{chat, red_packet};
+
+/// One for all: two that were started apart differ by a little.
+fn clock() -> Clock {
+    static CLOCK: OnceLock<Clock> = OnceLock::new();
+    *CLOCK.get_or_init(Clock::start)
+}
 
 fn mark(id: &str, key: u128) -> Arc<Mark> {
     Arc::new(Mark {
@@ -16,12 +24,12 @@ fn mark(id: &str, key: u128) -> Arc<Mark> {
         kind: "chat".into(),
         way: Way::Http,
         shard: ShardId(0),
-        received: Clock::start().now(),
+        received: clock().now(),
     })
 }
 
 fn recorder(kept: usize, spans: Option<Spans>) -> Recorder {
-    Recorder::new(ShardId(0), Clock::start(), RecorderSettings { kept }, spans)
+    Recorder::new(ShardId(0), clock(), RecorderSettings { kept }, spans)
 }
 
 fn steps(recorder: &Recorder, id: &str) -> Vec<Step> {

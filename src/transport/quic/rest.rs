@@ -125,7 +125,7 @@ mod tests {
         let last = from + every * (times - 1);
         let mut busy = false;
         for now in from..last + 10_000 {
-            if now <= last && (now - from) % every == 0 {
+            if now <= last && (now - from).is_multiple_of(every) {
                 paces.sent(3, at(now));
                 busy = paces.is_busy(3);
             }

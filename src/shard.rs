@@ -381,8 +381,16 @@ impl Shard {
         if self.viewers.is_open(key) {
             self.viewers.end(key, CloseReason::Broken);
         } else {
-            self.viewers.release(key);
+            self.release(key);
         }
+    }
+
+    /// Frees the row of a connection that has ended. That may have been in this
+    /// very turn, by what was written to it: it leaves its rooms before its row
+    /// is another viewer's.
+    fn release(&mut self, key: ViewerKey) {
+        self.settle(self.clock.now());
+        self.viewers.release(key);
     }
 
     /// Cleans up after what the last calls ended or blocked; marks change only

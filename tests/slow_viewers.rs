@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use harness::{PATIENCE, Server, Viewer};
 use serde_json::{Value, json};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use tungstenite::client::IntoClientRequest;
 
 /// A viewer in a room whose kernel takes little before it reads.
@@ -310,4 +310,32 @@ fn too_far_behind_it_goes_on_from_the_present_state_and_misses_nothing_important
     assert!((server.metric("tidegate_viewer_repaid_events_total") - owed).abs() < 0.5);
     assert!(server.metric("tidegate_viewer_unpaid_events_total").abs() < 0.5);
     assert!(server.metric("tidegate_viewers") >= 1.0, "it was a viewer all the time");
+}
+
+/// Its socket is found broken by what is written to it and by what is read from it in
+/// one turn. It must have left its rooms before its row is another viewer's.
+#[test]
+fn one_that_breaks_off_while_much_waits_for_it_leaves_nothing_to_who_comes_next() {
+    let server = Server::start(&bounds([100_000; 4]));
+    let mut publisher = Publisher::new(&server);
+    for _ in 0..3 {
+        let slow = viewer_with_a_small_buffer(&server, "r");
+        publisher.batches_until("tidegate_backlogged_viewers", 1.0);
+        // The next write or read is answered with a reset.
+        SockRef::from(slow.socket.get_ref()).set_linger(Some(Duration::ZERO)).expect("set");
+        drop(slow);
+        let until = Instant::now() + PATIENCE;
+        while server.metric("tidegate_viewers") > 0.0 {
+            assert!(Instant::now() < until, "somebody is still in the room");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    let mut next = viewer_with_a_small_buffer(&server, "elsewhere");
+    publisher.batch();
+    let event = json!([{"id": "a", "kind": "chat", "payload": "for elsewhere"}]);
+    let (status, _) = server.publish("elsewhere", event);
+    assert_eq!(status, 200);
+    let frame = next.expect("frame");
+    assert_eq!(frame["room"], "elsewhere");
+    assert_eq!(server.metric("tidegate_viewers"), 1.0);
 }

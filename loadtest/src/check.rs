@@ -100,6 +100,9 @@ impl GapMessage {
 pub(crate) struct StreamCheck {
     epoch: u64,
     last_seq: u64,
+    /// Numbers that the last gap notice spans, without those that came since: what
+    /// is important among them was not lost, and comes after the notice.
+    owed: std::ops::Range<u64>,
     important: u64,
     sums: HashMap<(String, String, String), i64>,
     ids: HashSet<u64>,
@@ -210,6 +213,7 @@ impl StreamCheck {
             ));
         }
         self.last_seq = gap.last_seq.max(self.last_seq);
+        self.owed = gap.first_seq..gap.last_seq + 1;
         // What the viewer lost it cannot add up.
         self.sums.clear();
         if let Some(recording) = &mut self.recording {
@@ -226,15 +230,20 @@ impl StreamCheck {
             self.fail(format!("epoch {} instead of {}", frame.epoch, self.epoch));
             self.epoch = frame.epoch;
         }
-        if frame.first_seq != self.last_seq + 1 || frame.last_seq + 1 < frame.first_seq {
+        // Without numbers of its own a frame brings what is older.
+        let numbered = frame.first_seq <= frame.last_seq;
+        if frame.first_seq >= self.owed.start && frame.last_seq < self.owed.end {
+            self.owed.start = frame.last_seq + 1;
+            if frame.events.iter().any(|event| event.seq.is_some() && event.important.is_none()) {
+                self.fail(format!("frame {} was told as lost", frame.first_seq));
+            }
+        } else if frame.first_seq != self.last_seq + 1 || frame.last_seq + 1 < frame.first_seq {
             self.fail(format!(
                 "frame {}..={} after sequence number {}",
                 frame.first_seq, frame.last_seq, self.last_seq
             ));
         }
-        self.last_seq = frame.last_seq;
-        // Without numbers of its own a frame brings what is older.
-        let numbered = frame.first_seq <= frame.last_seq;
+        self.last_seq = self.last_seq.max(frame.last_seq);
         let mut previous = if numbered { frame.first_seq.saturating_sub(1) } else { 0 };
         for event in &frame.events {
             self.event(event, frame, &mut previous, wall_ms);
@@ -422,6 +431,35 @@ mod tests {
     fn a_wrong_sum_is_noticed() {
         let wrong = GOOD.replace(r#""sum":9"#, r#""sum":10"#);
         complains(&[&wrong], "5 plus 4 is not 10");
+    }
+
+    #[test]
+    fn what_is_important_within_a_gap_follows_it_and_nothing_else_does() {
+        let frame = |seq: u64, important: &str| {
+            let event = format!(r#"{{"id":"{seq}","kind":"k","seq":{seq}{important}}}"#);
+            format!(
+                r#"{{"epoch":7,"first_seq":{seq},"last_seq":{seq},"important":3,"events":[{event}]}}"#
+            )
+        };
+        let run_with = |frames: &[String]| {
+            let mut check = run(&[]);
+            let gap = r#"{"room":"r","first_seq":11,"last_seq":15,"dropped":{"chat":3}}"#;
+            check.gap(&serde_json::from_str(gap).unwrap());
+            for frame in frames {
+                check.frame(&serde_json::from_str(frame).unwrap(), 0);
+            }
+            check
+        };
+        let (owed, lost) = (frame(13, r#","important":3"#), frame(14, ""));
+        let check = run_with(&[owed.clone(), frame(16, "")]);
+        assert_eq!(check.error_count, 0, "{:?}", check.errors);
+        for (frames, about) in [
+            (vec![owed.clone(), lost], "14 was told as lost"),
+            (vec![owed.clone(), owed], "13..=13 after"),
+        ] {
+            let check = run_with(&frames);
+            assert!(check.errors.iter().any(|e| e.contains(about)), "{:?}", check.errors);
+        }
     }
 
     #[test]

@@ -95,6 +95,8 @@ struct PhaseResult {
     bytes_per_second: f64,
     latency: Recorded,
     closed: u64,
+    /// Some of the broken promises.
+    broken: Vec<String>,
 }
 
 /// The command.
@@ -178,6 +180,7 @@ impl Phase<'_> {
             bytes_per_second: group.bytes as f64 / window.seconds / f64::from(options.viewers),
             latency: group.latency,
             closed: window.stats.closed.values().sum(),
+            broken: window.stats.errors,
         })
     }
 
@@ -271,6 +274,7 @@ fn add(results: &mut Vec<PhaseResult>, phase: PhaseResult) {
     sum.duplicated += phase.duplicated;
     sum.gaps += phase.gaps;
     sum.errors += phase.errors;
+    sum.broken.extend(phase.broken);
     sum.closed += phase.closed;
     sum.latency.absorb(&phase.latency);
 }
@@ -284,20 +288,23 @@ fn output(options: &LinkOptions, results: &[PhaseResult]) -> Result<()> {
     for one in results {
         let beside = if one.bulk { ", beside bulk" } else { "" };
         let latency = one.latency.summary();
-        output.print(
-            Section::new(&format!("{}{beside}", one.transport.name()))
-                .line("latency", latency.to_string())
-                .line("events", format!("{} to {} viewers", one.events, options.viewers))
-                .line(
-                    "integrity",
-                    format!(
-                        "lost {}, duplicated {}, gap notices {}, broken promises {}, connections \
+        let mut section = Section::new(&format!("{}{beside}", one.transport.name()));
+        section = section
+            .line("latency", latency.to_string())
+            .line("events", format!("{} to {} viewers", one.events, options.viewers))
+            .line(
+                "integrity",
+                format!(
+                    "lost {}, duplicated {}, gap notices {}, broken promises {}, connections \
                          that ended {}",
-                        one.lost, one.duplicated, one.gaps, one.errors, one.closed
-                    ),
-                )
-                .line("received", format!("{:.0} bytes per second", one.bytes_per_second)),
-        );
+                    one.lost, one.duplicated, one.gaps, one.errors, one.closed
+                ),
+            )
+            .line("received", format!("{:.0} bytes per second", one.bytes_per_second));
+        for promise in one.broken.iter().take(3) {
+            section = section.line("broken", promise.clone());
+        }
+        output.print(section);
         let name = format!("{}{}", one.transport.name(), if one.bulk { "_bulk" } else { "" });
         output.figure(&format!("{name}_p50_ms"), latency.p50_ms);
         output.figure(&format!("{name}_p99_ms"), latency.p99_ms);

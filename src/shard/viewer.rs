@@ -253,7 +253,7 @@ impl Shard {
         }
         row.due = 0;
         if !row.is_open() {
-            return self.viewers.release(key); // It has lingered long enough.
+            return self.release(key); // It has lingered long enough.
         }
         if !self.check_slow(key, now) {
             return;

@@ -50,8 +50,11 @@ const LEAST_DONE: f64 = 0.94;
 const SAFE: f64 = 0.9;
 /// Time constant of the histogram while windows agree, in microseconds.
 const HISTOGRAM_MEMORY: f64 = 5_000_000.0;
-/// Part of it that lives on when a window contradicts the level.
-const KEEP: f64 = 0.5;
+/// Part of it that lives on at most when a window contradicts the level. With half, a tenth
+/// of a second of such windows was soon all that was known, and an order of priorities
+/// that came back had to be learned anew; with nine tenths, more of what is safe was
+/// refused in the first second of a steep onset.
+const KEEP: f64 = 0.7;
 /// The same of a histogram that was scaled to what an onset brings.
 const KEEP_SURGE: f64 = 0.3;
 /// Requests that an onset's rate is told from at least, and the standard deviations of
@@ -451,11 +454,12 @@ impl Controller {
         // A window that contradicts the level makes the past worth less.
         let surprise =
             rests || window.evicted > (SURPRISE * EVICTED + self.margin) * window.admitted;
-        self.demand.fade(match (surged, surprise) {
+        let most = match (surged, surprise) {
             (true, _) => KEEP_SURGE,
             (_, true) => KEEP,
-            _ => (-elapsed / HISTOGRAM_MEMORY).exp(),
-        });
+            _ => 1.0,
+        };
+        self.demand.fade(most.min((-elapsed / HISTOGRAM_MEMORY).exp()));
         (next, safe, scale)
     }
 

@@ -36,6 +36,8 @@ const READ_TURN: usize = 8;
 const ADMIT_TURN: usize = 4;
 /// Datagrams that go to one viewer in one call.
 const BURST: usize = 8;
+/// Connections that are worked with before what they have to send is sent.
+const MOST_WHOLE: usize = 256;
 /// How often unfinished messages are looked at.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -170,7 +172,20 @@ impl Endpoint {
 
     /// Looks at connections whose deadline has passed.
     pub fn expire(&mut self, now: Instant) {
-        self.table.expire(now);
+        self.table.note_due(now);
+        while self.table.expire_some(now) {
+            self.flush(now);
+        }
+        self.table.tidy(now);
+    }
+
+    /// Sends before more connections are worked with than [`MOST_WHOLE`]: each is
+    /// whole until then, and what all of them take an allocator gives back late.
+    fn make_room(&mut self) {
+        if self.table.dirty.len() >= MOST_WHOLE && !self.blocked {
+            let now = self.now();
+            self.flush(now);
+        }
     }
 
     /// Sends what connections have to send, and notes what they have to say.
@@ -382,10 +397,16 @@ impl Table {
         }
     }
 
-    fn expire(&mut self, now: Instant) {
-        let mut due = std::mem::take(&mut self.due);
+    /// Whose deadline has passed.
+    fn note_due(&mut self, now: Instant) {
+        let due = &mut self.due;
         self.timers.expire(now, |index| due.push(index));
-        for index in due.drain(..) {
+    }
+
+    /// Looks at some of those. Returns whether more are left.
+    fn expire_some(&mut self, now: Instant) -> bool {
+        for _ in 0..MOST_WHOLE {
+            let Some(index) = self.due.pop() else { return false };
             self.touch(index);
             let Self { peers, settings, prefixed, stats, .. } = self;
             if let Some(peer) = peers.take_up(index) {
@@ -393,7 +414,11 @@ impl Table {
                 peer.expire(now, &mut CopyWork { rules, prefixed, stats: &mut stats.copies });
             }
         }
-        self.due = due;
+        !self.due.is_empty()
+    }
+
+    /// What else time brings: ends of those who said nothing or too little, and rest.
+    fn tidy(&mut self, now: Instant) {
         while let Some((_, index, serial)) = self.unheard.pop_front_if(|(at, ..)| *at <= now) {
             if self.peers.viewer(index).is_some() {
                 continue;
@@ -497,6 +522,7 @@ impl Table {
 
 impl Carrier for Endpoint {
     fn write(&mut self, link: Link, bytes: &Bytes) -> io::Result<usize> {
+        self.make_room();
         match self.table.touch(link) {
             Some(peer) => peer.write(bytes),
             None => Err(io::ErrorKind::NotConnected.into()),
@@ -504,6 +530,7 @@ impl Carrier for Endpoint {
     }
 
     fn write_important(&mut self, link: Link, message: &Bytes) -> io::Result<()> {
+        self.make_room();
         self.table.touch(link);
         let Self { table: Table { peers, settings, stats, .. }, clock, .. } = self;
         let Some(peer) = peers.take_up(link) else {
@@ -515,6 +542,7 @@ impl Carrier for Endpoint {
     }
 
     fn datagram(&mut self, link: Link, message: &Bytes) -> Datagram {
+        self.make_room();
         let mut prefixed = std::mem::take(&mut self.table.prefixed);
         let taken = match self.table.touch(link) {
             Some(peer) => peer.datagram(message, &mut prefixed),

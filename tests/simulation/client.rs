@@ -26,6 +26,7 @@ struct Books {
     last_ordered: u64,
     ordered: BTreeSet<u64>,
     gaps: Vec<(u64, u64)>,
+    /// Told by gaps and by frames, by kind.
     lost: HashMap<String, u64>,
     sums: BTreeMap<Key, i64>,
     values: BTreeMap<Key, String>,
@@ -77,8 +78,14 @@ impl Client {
         self.rooms.values().map(|books| books.unpaid).sum()
     }
 
-    /// Compares with the room and with what it sent.
-    pub(crate) fn check(&self, room: &Snapshot, carried: &BTreeMap<u64, Arc<Kind>>) {
+    /// Compares with the room, with the ordered events that it sent, and with how many
+    /// it left out.
+    pub(crate) fn check(
+        &self,
+        room: &Snapshot,
+        carried: &BTreeMap<u64, Arc<Kind>>,
+        shed: &HashMap<String, u64>,
+    ) {
         let books = &self.rooms[room.room.as_str()];
         assert!(self.unread.is_empty());
         assert_eq!(books.covered, room.seq.0, "all numbers are accounted for");
@@ -91,7 +98,9 @@ impl Client {
         }
         for kind in self.kinds.values().filter(|kind| kind.lane == Lane::Ordered) {
             let told = books.lost.get(&*kind.name).copied().unwrap_or(0);
-            assert_eq!(told, lost.get(&*kind.name).copied().unwrap_or(0), "{}", kind.name);
+            let lost = lost.get(&*kind.name).copied().unwrap_or(0);
+            let shed = shed.get(&*kind.name).copied().unwrap_or(0);
+            assert_eq!(told, lost + shed, "{}", kind.name);
         }
         for total in &room.totals {
             let user = total.user.as_deref().unwrap_or_default();
@@ -117,6 +126,9 @@ impl Books {
         if first <= last {
             assert!(first <= self.covered + 1, "{} to {first}: no word of it", self.covered);
             self.covered = self.covered.max(last);
+        }
+        for (kind, count) in frame["dropped"].as_object().into_iter().flatten() {
+            *self.lost.entry(kind.clone()).or_default() += count.as_u64().expect("a count");
         }
         let withheld = frame["withheld"].as_u64().unwrap_or(0);
         for event in frame["events"].as_array().expect("events") {

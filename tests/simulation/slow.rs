@@ -8,7 +8,7 @@
 //! in a gap, to the event.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,6 +82,8 @@ struct Place {
     parked: Vec<Located>,
     /// Ordered events that travelled, by number, with their kind.
     carried: BTreeMap<u64, Arc<Kind>>,
+    /// Those that the room left out, by kind.
+    shed: HashMap<String, u64>,
 }
 
 /// A socket between a server that does not wait and a reader that may.
@@ -228,6 +230,9 @@ impl World {
         for numbered in frame.events.iter().filter(|e| e.event.kind.lane == Lane::Ordered) {
             let seq = numbered.seq.expect("ordered events are numbered");
             place.carried.insert(seq.0, Arc::clone(&numbered.event.kind));
+        }
+        for shed in frame.dropped.iter().filter(|shed| shed.kind.lane == Lane::Ordered) {
+            *place.shed.entry(shed.kind.name.to_string()).or_default() += shed.count;
         }
         let frame = Arc::new(SharedFrame::new(frame, COMPRESSION));
         self.send_shard(ToShard::Frame(index, frame), now);
@@ -477,7 +482,7 @@ impl World {
             for room in &viewer.rooms {
                 let place = &mut self.places[*room];
                 let snapshot = place.room.snapshot(now);
-                viewer.client.check(&snapshot, &place.carried);
+                viewer.client.check(&snapshot, &place.carried, &place.shed);
             }
             assert_eq!(viewer.client.unpaid(), stats.unpaid);
             assert!(stats.unpaid == 0 || self.history < ENOUGH, "nothing was forgotten");
@@ -510,6 +515,7 @@ impl Place {
             job: None,
             parked: Vec::new(),
             carried: BTreeMap::new(),
+            shed: HashMap::new(),
         }
     }
 }

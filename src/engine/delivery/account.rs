@@ -225,6 +225,13 @@ impl Accounts {
             }
             self.of(&frame.room).gap_of(frame.last_seq).dropped.add(kind, 1);
         }
+        if loss.from.keeps(Lane::Ordered) && !kept(Lane::Ordered) {
+            // What the room itself left out stood in what is withheld.
+            for shed in &frame.dropped {
+                ordered |= shed.kind.lane == Lane::Ordered;
+                self.of(&frame.room).gap_of(frame.last_seq).dropped.add(&shed.kind, shed.count);
+            }
+        }
         if loss.from.keeps_totals() && !loss.to.is_some_and(Cut::keeps_totals) {
             for total in &frame.totals {
                 stats.totals_dropped[loss.rung.index()][total.kind.lane.index()] += 1;
@@ -253,7 +260,7 @@ impl Accounts {
 #[cfg(test)]
 mod tests {
     use super::super::super::ids::Epoch;
-    use super::super::super::testing::START;
+    use super::super::super::testing::{START, chat};
     use super::*;
 
     fn room() -> RoomId {
@@ -300,6 +307,23 @@ mod tests {
         assert_eq!(gaps(&mut accounts), [(1, 6), (7, 8)]);
         accounts.of(&room()).told_from(Seq(1));
         assert_eq!(gaps(&mut accounts), [(7, 8)]);
+    }
+
+    #[test]
+    fn what_the_room_left_out_of_a_frame_is_told_with_it_and_once() {
+        let mut accounts = Accounts::default();
+        let all = 5;
+        let shed = DroppedKind { kind: chat("c").event().kind, count: all };
+        let frame = Frame { dropped: vec![shed], ..numbers(1, 6) };
+        let cuts = [Cut::Full, Cut::NoSampled, Cut::ImportantOnly];
+        let steps = [(cuts[0], Some(cuts[1])), (cuts[1], Some(cuts[2])), (cuts[2], None)];
+        for (step, (from, to)) in steps.into_iter().enumerate() {
+            let loss = Loss { from, to, vanishes: to.is_none(), rung: Rung::ImportantOnly };
+            accounts.lose(&frame, loss, &mut DeliveryStats::default());
+            let told: u64 =
+                accounts.of(&room()).gaps().flat_map(|(_, _, d)| d).map(|d| d.count).sum();
+            assert_eq!(told, [0, all, all][step]);
+        }
     }
 
     #[test]

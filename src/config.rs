@@ -292,8 +292,8 @@ pub struct Ingress {
     /// them is answered. Default 64.
     pub grpc_in_flight: usize = 64,
     /// Microseconds of reading requests before rooms and viewers get their turn.
-    /// Who sends little to a room goes first. Default 0.5 ms.
-    pub slice_us: u64 = 500,
+    /// Who sends little to a room goes first. Default 0.7 ms.
+    pub slice_us: u64 = 700,
 }
 }
 

@@ -31,8 +31,9 @@ pub struct Quic {
     /// Milliseconds without a packet after which a connection is gone. Default
     /// 60 s, so that the ping of `websocket.ping_interval_ms` keeps it.
     pub idle_timeout_ms: u64 = 60_000,
-    /// Milliseconds for a handshake and the first message after it. Default 10 s.
-    pub handshake_timeout_ms: u64 = 10_000,
+    /// Milliseconds for a handshake and the first message after it. Default 20 s:
+    /// whose first packets are lost sends the fifth after 15 s (RFC 9002, section 6.2).
+    pub handshake_timeout_ms: u64 = 20_000,
     /// Handshakes in progress per shard above which an address must prove itself
     /// first, which takes a round trip and costs nothing here. Default 128.
     pub retry_above: usize = 128,

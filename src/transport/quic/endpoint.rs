@@ -30,7 +30,7 @@ use crate::shard::outlet::{Carrier, Datagram, Link};
 use crate::wire::close::CloseReason;
 
 /// Batches read before the shard's other work has its turn.
-const READ_TURN: usize = 8;
+const READ_TURN: usize = 24;
 /// Handshakes begun before it has: each takes a quarter of a millisecond, most of
 /// it for the signature (measured).
 const ADMIT_TURN: usize = 4;

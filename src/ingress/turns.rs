@@ -19,7 +19,7 @@ use crate::engine::turns::Turns as Order;
 
 /// What a request costs beside its bytes: its head, its answer and the system
 /// calls of both. Set, not learned (measured: 66 us of the thread's own time for
-/// one of 20 events, half of it its bytes); requests without a body must not be
+/// one of 20 events, its bytes included); requests without a body must not be
 /// free.
 const REQUEST: Duration = Duration::from_micros(35);
 /// What a byte costs before one was read, in nanoseconds.

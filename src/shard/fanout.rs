@@ -28,11 +28,12 @@ use crate::wire::shared::SharedFrame;
 /// write costs, so a slice of 2 ms lets at least one other room in.
 const TURN: usize = 256;
 
-/// Members served between two looks at the clock: a write costs 5 to 7 us, and
-/// up to 40 with a large frame and a reader that is awake.
+/// Members served between two looks at the clock. With 32 of them slices of 1 and 2 ms
+/// took 4.6 ms of the thread's own time in the 99th percentile (measured under
+/// overload, with large frames).
 const CLOCK_EVERY: usize = 8;
-/// The same of rooms with carried members, whose datagrams leave together: a system
-/// call for many is a third of one for each.
+/// The same of rooms with carried members, whose datagrams leave together, in one
+/// system call for many.
 const CARRIED_EVERY: usize = 32;
 
 /// Members ahead of the one that is served for whom memory is fetched.

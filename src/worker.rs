@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::{AbortHandle, spawn_local};
 
 use self::accept::{Arrival, Edge};
@@ -55,8 +55,13 @@ const LAG_EVERY: Duration = Duration::from_millis(50);
 
 /// Measures how long tasks of this thread wait for their turn: requests are
 /// such tasks, and lie in their sockets for that long before anybody sees them.
-async fn measure_lag(clock: Clock, stats: Arc<EdgeStats>) {
+///
+/// Only after work, and once more when it is over: to wake a thread that has
+/// nothing to do twenty times a second took 4 ms of every second, a twentieth of
+/// what 15,000 viewers with a frame a second cost.
+async fn measure_lag(clock: Clock, stats: Arc<EdgeStats>, work: Rc<Notify>) {
     loop {
+        work.notified().await;
         let due = clock.now() + LAG_EVERY;
         tokio::time::sleep_until(clock.instant(due).into()).await;
         // A timer is a millisecond late by its wheel.
@@ -122,7 +127,9 @@ impl<L: Listener> Worker<L> {
     /// The readiness queue's.
     pub async fn run(mut self) -> io::Result<()> {
         let started = self.clock.now();
-        let probe = spawn_local(measure_lag(self.clock, Arc::clone(&self.edge.stats)));
+        let work = Rc::new(Notify::new());
+        let probe = measure_lag(self.clock, Arc::clone(&self.edge.stats), Rc::clone(&work));
+        let probe = spawn_local(probe);
         let _ended_with_the_worker = AbortOnDrop(probe.abort_handle());
         let metrics = tokio::runtime::Handle::current().metrics();
         // Requests and handshakes are work too: only the runtime knows when
@@ -161,9 +168,10 @@ impl<L: Listener> Worker<L> {
                 return Ok(());
             }
             if busy {
+                work.notify_one();
                 tokio::task::yield_now().await;
-            } else {
-                self.sleep(started).await?;
+            } else if self.sleep(started).await? {
+                work.notify_one();
             }
         }
     }
@@ -217,8 +225,9 @@ impl<L: Listener> Worker<L> {
         self.reader.watch(&mut self.shard, key, leftover, &mut self.listener, now);
     }
 
-    /// Until something comes, or the shard's next deadline.
-    async fn sleep(&mut self, started: crate::engine::time::Time) -> io::Result<()> {
+    /// Until something comes, or the shard's next deadline. Returns whether
+    /// something came.
+    async fn sleep(&mut self, started: crate::engine::time::Time) -> io::Result<bool> {
         let mut deadline = self.clock.instant(self.shard.next_deadline(started));
         if let Some(at) = self.quic.as_ref().and_then(Driver::next_deadline) {
             deadline = deadline.min(at);
@@ -242,8 +251,8 @@ impl<L: Listener> Worker<L> {
             ready = self.reader.ready() => ready?,
             stray = datagrams => stray?,
             () = requests => {}
-            () = tokio::time::sleep_until(deadline.into()) => {}
+            () = tokio::time::sleep_until(deadline.into()) => return Ok(false),
         }
-        Ok(())
+        Ok(true)
     }
 }

@@ -17,7 +17,6 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::dedupe::Window;
 use super::super::event::{Event, Numbered};
 use super::super::ids::{ImportantNo, Seq};
 use super::super::kind::{Ack, Lane};
@@ -308,13 +307,6 @@ impl Room {
         if nothing {
             self.open.since = None;
         }
-    }
-
-    /// Nobody is there: lets go of what only viewers need, and keeps what makes
-    /// its numbering go on.
-    pub fn rest(&mut self) {
-        self.history.forget_sequenced(self.flushed.seq);
-        self.sampled_ids = Window::new(self.settings.dedupe_sampled);
     }
 
     /// Whether anything waits for the log.

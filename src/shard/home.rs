@@ -9,8 +9,8 @@ mod durable;
 mod presence;
 mod read;
 mod reconcile;
-mod resume;
 mod rest;
+mod resume;
 mod traces;
 
 use std::cmp::Reverse;
@@ -279,8 +279,11 @@ impl Homes {
     #[must_use]
     pub fn has_pending(&self) -> bool {
         !self.intake.is_empty()
-            || self.rooms.values().any(|HomeRoom { room, .. }| {
-                room.is_going_out() || room.awaits_log() || room.next_flush().is_some()
+            || self.rooms.values().any(|HomeRoom { room, waking, .. }| {
+                room.is_going_out()
+                    || room.awaits_log()
+                    || room.next_flush().is_some()
+                    || waking.as_ref().is_some_and(|parked| !parked.is_empty())
             })
     }
 
@@ -311,7 +314,7 @@ impl Homes {
             self.opened += 1;
             let settings = Arc::clone(&self.settings.room);
             let woken = self.rest.wake(id);
-            let waking = woken.is_some().then(Vec::new);
+            let was_asleep = woken.is_some();
             let room = match woken {
                 Some(asleep) => Room::woken(id.clone(), asleep, self.level_key, settings, now),
                 None => {
@@ -319,6 +322,8 @@ impl Homes {
                     Room::new(id.clone(), epoch, self.level_key, settings, now)
                 }
             };
+            // Numbers may be given as soon as some are set aside.
+            let waking = (was_asleep && room.wants_log()).then(Vec::new);
             let home = HomeRoom {
                 room,
                 shards: Vec::new(),

@@ -1,9 +1,9 @@
 //! A room that nobody is in, as small as it can be kept: its numbering, the ids
 //! that it has seen, its important events, and what a newcomer would be told.
 //!
-//! It wakes as one that the log brings back after a restart does: no number is
-//! given before the log has set some aside. So while it sleeps the log need hold
-//! no numbers for it, and neither a crash nor a restart makes it skip any.
+//! What was set aside for it in the log stays so, and it goes on with that when
+//! it wakes. To take it back while it sleeps would save skipping it after a
+//! crash, but a room that woke while the log fails would have nothing left.
 
 use std::sync::Arc;
 
@@ -21,7 +21,12 @@ use super::{Numbers, Restored, Room};
 #[derive(Debug)]
 pub struct Asleep {
     epoch: Epoch,
+    /// The last numbers given. Some may have stayed unused.
     last: Numbers,
+    /// The last that a frame covered: frames go on from there.
+    sent: Numbers,
+    /// The last that is set aside.
+    reserved: Seq,
     last_activity: Time,
     /// Of numbered events, oldest first.
     ids: Box<[(u128, Option<Seq>)]>,
@@ -68,6 +73,12 @@ impl Asleep {
         self.last.seq
     }
 
+    /// The last sequence number that is set aside.
+    #[must_use]
+    pub fn reserved(&self) -> Seq {
+        self.reserved
+    }
+
     /// When it was last used.
     #[must_use]
     pub fn last_activity(&self) -> Time {
@@ -91,8 +102,7 @@ impl Asleep {
 
 impl Room {
     /// Lets go of everything that only viewers need. The room must be
-    /// [quiet](Room::is_quiet). Tell the log that no number after
-    /// [`Asleep::seq`] is in use; without a log the numbering would begin anew.
+    /// [quiet](Room::is_quiet).
     #[must_use]
     pub fn fall_asleep(self) -> Asleep {
         debug_assert!(self.is_quiet());
@@ -104,6 +114,8 @@ impl Room {
         Asleep {
             epoch: self.epoch,
             last: self.given,
+            sent: self.flushed,
+            reserved: self.staged.reserved(),
             last_activity: self.last_activity,
             ids: self.sequenced_ids.iter().collect(),
             important,
@@ -112,8 +124,9 @@ impl Room {
         }
     }
 
-    /// The room goes on where it stopped. No number may be given before what
-    /// [`take_reservation`](Room::take_reservation) then asks for is logged.
+    /// The room goes on where it stopped. If it then
+    /// [wants the log](Room::wants_log), no number may be given before what
+    /// [`take_reservation`](Room::take_reservation) asks for is logged.
     #[must_use]
     pub fn woken(
         id: RoomId,
@@ -122,13 +135,15 @@ impl Room {
         settings: Arc<RoomSettings>,
         now: Time,
     ) -> Self {
-        let Asleep { epoch, last, last_activity: _, ids, important, forgotten, memory } = asleep;
+        let Asleep { epoch, last, sent, reserved, ids, important, forgotten, memory, .. } = asleep;
         let mut room = Self::new(id, epoch, level_key, settings, now);
         room.go_on_after(last);
+        room.flushed = sent;
+        room.staged.set_reserved(reserved);
         for (id, seq) in ids {
             room.sequenced_ids.remember(id, seq);
         }
-        room.history.begin_after(last.seq, forgotten);
+        room.history.begin_after(sent.seq, forgotten);
         for event in &important {
             room.history.push_restored(event);
         }
@@ -180,6 +195,7 @@ mod tests {
         }
         room.offer(red_packet("r2").event(), START);
         room.visited(77);
+        room.take_reservation();
         room.take_unlogged();
         room.logged(ImportantNo(2), START);
         while room.flush_now(START).is_some() {
@@ -207,11 +223,10 @@ mod tests {
         assert_eq!(ours.events.len(), 2);
         assert!(room.history_after_seq(before.seq, 10).complete, "who saw all missed nothing");
         assert!(!room.history_after_seq(Seq(1), 10).complete, "talk is forgotten");
-        // Its ids are known, its numbers go on, and not before the log knows.
+        // Its ids are known, and its numbers go on with what was set aside.
         let again = room.offer(red_packet("r1").event(), later);
         assert!(matches!(again, Offered::Done(Outcome::Duplicate { seq: Some(_) })), "{again:?}");
-        let reserved = room.take_reservation().expect("some are to be set aside");
-        assert!(reserved > before.seq);
+        assert!(!room.wants_log());
         let next = room.offer(chat("c9").event(), later);
         let Offered::Done(Outcome::Accepted { seq: Some(seq) }) = next else { panic!("{next:?}") };
         assert_eq!(seq, Seq(before.seq.0 + 1));

@@ -87,6 +87,11 @@ impl Staged {
         self.reserved = seq;
     }
 
+    /// The last number set aside.
+    pub(super) fn reserved(&self) -> Seq {
+        self.reserved
+    }
+
     /// The first event that frames may not go past.
     pub(super) fn barrier(&self) -> Option<Barrier> {
         let first = self.entries.iter().find(|entry| !entry.passed)?;

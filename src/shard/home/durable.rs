@@ -257,7 +257,8 @@ impl Homes {
             let (room, epoch) = (id.clone(), home.room.epoch());
             home.room.last_reservation().map(|seq| Entry::Reserve { room, epoch, seq })
         };
-        let entries = self.rooms.iter().filter_map(reserve).collect();
+        let open = self.rooms.iter().filter_map(reserve);
+        let entries = open.chain(self.rest.ends()).collect();
         self.tell_log(entries);
     }
 

@@ -68,6 +68,15 @@ impl Rest {
         self.open.push_back((look, id));
     }
 
+    /// Where the numbers of each end.
+    pub(super) fn ends(&self) -> impl Iterator<Item = Entry> {
+        self.asleep.iter().map(|(id, Sleeper { room, .. })| Entry::Reserve {
+            room: id.clone(),
+            epoch: room.epoch(),
+            seq: room.seq(),
+        })
+    }
+
     /// Somebody asks for a room.
     pub(super) fn wake(&mut self, id: &RoomId) -> Option<Asleep> {
         let sleeper = self.asleep.remove(id)?;
@@ -94,8 +103,7 @@ impl Homes {
         let look = now + self.settings.retention / LOOKS_PER_RETENTION;
         for (id, restored, used) in rooms {
             let settings = Arc::clone(&self.settings.room);
-            let room =
-                Asleep::restored(id.clone(), &restored, self.level_key, settings, used, now);
+            let room = Asleep::restored(id.clone(), &restored, self.level_key, settings, used, now);
             self.rest.sleeps(id, Sleeper { room, look, logged_at: used });
         }
     }
@@ -108,11 +116,11 @@ impl Homes {
 
     /// Looks at the rooms whose turn it is.
     pub(super) fn look_after(&mut self, now: Time) {
-        let mut entries = Vec::new();
         for _ in 0..LOOKS {
             let Some((_, id)) = self.rest.open.pop_front_if(|(at, _)| *at <= now) else { break };
-            entries.extend(self.look_at_open(id, now));
+            self.look_at_open(id, now);
         }
+        let mut entries = Vec::new();
         for _ in 0..LOOKS {
             let Some(next) = self.rest.sleeping.pop_front_if(|(at, _)| *at <= now) else { break };
             entries.extend(self.look_at_sleeping(next, now));
@@ -121,9 +129,9 @@ impl Homes {
         self.submit(now);
     }
 
-    fn look_at_open(&mut self, id: RoomId, now: Time) -> Option<Entry> {
+    fn look_at_open(&mut self, id: RoomId, now: Time) {
         let (idle, retention) = (self.settings.idle, self.settings.retention);
-        let home = self.rooms.get_mut(&id)?;
+        let Some(home) = self.rooms.get_mut(&id) else { return };
         let silent = now.since(home.room.last_activity());
         let logged = home.room.last_reservation().is_some();
         if silent < idle || !home.is_quiet() {
@@ -135,20 +143,17 @@ impl Homes {
                 self.wants_log(id.clone());
             }
             self.rest.opened(id, now + self.look_interval());
-            return None;
+            return;
         }
         self.settle(&id);
-        let home = self.rooms.remove(&id)?;
+        let Some(home) = self.rooms.remove(&id) else { return };
         self.room_bytes -= home.counted_bytes;
         if !logged || silent >= retention {
-            return None;
+            return;
         }
-        let room = home.room.fall_asleep();
-        let (epoch, seq) = (room.epoch(), room.seq());
         let look = now + retention / LOOKS_PER_RETENTION;
-        self.rest.sleeps(id.clone(), Sleeper { room, look, logged_at: now });
-        // It takes back what was set aside: nothing of it was given.
-        Some(Entry::Reserve { room: id, epoch, seq })
+        let sleeper = Sleeper { room: home.room.fall_asleep(), look, logged_at: home.logged_at };
+        self.rest.sleeps(id, sleeper);
     }
 
     fn look_at_sleeping(&mut self, (at, id): (Time, RoomId), now: Time) -> Option<Entry> {
@@ -163,7 +168,7 @@ impl Homes {
         let due = now.since(sleeper.logged_at) >= retention / RENEWALS_PER_RETENTION;
         due.then(|| {
             sleeper.logged_at = now;
-            Entry::Reserve { room: id, epoch: sleeper.room.epoch(), seq: sleeper.room.seq() }
+            Entry::Reserve { room: id, epoch: sleeper.room.epoch(), seq: sleeper.room.reserved() }
         })
     }
 

@@ -45,15 +45,7 @@ const FRESH: u64 = 2;
 #[test]
 fn rooms_keep_their_promises_under_any_load() {
     let mut seen = world::Seen::default();
-    for seed in seeds() {
-        match catch_unwind(AssertUnwindSafe(|| world::run(seed))) {
-            Ok(of_one) => seen.absorb(&of_one),
-            Err(panic) => {
-                eprintln!("to replay: TIDEGATE_SEED={seed} cargo test --test simulation");
-                resume_unwind(panic);
-            }
-        }
-    }
+    over_seeds(world::run, |of_one| seen.absorb(of_one));
     println!("{seen:#?}");
     if std::env::var_os("TIDEGATE_SEED").is_none() {
         seen.assert_everything_happened();
@@ -63,15 +55,7 @@ fn rooms_keep_their_promises_under_any_load() {
 #[test]
 fn slow_viewers_get_what_they_are_promised() {
     let mut seen = slow::Seen::default();
-    for seed in seeds() {
-        match catch_unwind(AssertUnwindSafe(|| slow::run(seed))) {
-            Ok(of_one) => seen.absorb(&of_one),
-            Err(panic) => {
-                eprintln!("to replay: TIDEGATE_SEED={seed} cargo test --test simulation");
-                resume_unwind(panic);
-            }
-        }
-    }
+    over_seeds(slow::run, |of_one| seen.absorb(of_one));
     println!("{seen:#?}");
     if std::env::var_os("TIDEGATE_SEED").is_none() {
         seen.assert_everything_happened();
@@ -82,6 +66,19 @@ fn slow_viewers_get_what_they_are_promised() {
 fn a_seed_replays_itself() {
     assert_eq!(world::run(42), world::run(42));
     assert_eq!(slow::run(42), slow::run(42));
+}
+
+/// Every run names its seed if it fails.
+fn over_seeds<S>(run: fn(u64) -> S, mut absorb: impl FnMut(&S)) {
+    for seed in seeds() {
+        match catch_unwind(AssertUnwindSafe(|| run(seed))) {
+            Ok(of_one) => absorb(&of_one),
+            Err(panic) => {
+                eprintln!("to replay: TIDEGATE_SEED={seed} cargo test --test simulation");
+                resume_unwind(panic);
+            }
+        }
+    }
 }
 
 fn seeds() -> Vec<u64> {

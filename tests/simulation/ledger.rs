@@ -7,6 +7,7 @@ use tidegate::engine::event::{Event, Frame};
 use tidegate::engine::ids::{ImportantNo, Seq};
 use tidegate::engine::kind::{Kind, Lane, Merge, MergeBy};
 use tidegate::engine::room::{Outcome, Room};
+use tidegate::engine::stats::RoomStats;
 use tidegate::engine::time::Time;
 
 /// Kind, user, key.
@@ -107,11 +108,11 @@ impl Ledger {
     }
 
     /// Counters balance at any time.
-    pub(crate) fn check_counts(&self, room: &Room) {
-        let accepted: u64 = room.stats().accepted.iter().sum();
+    pub(crate) fn check_counts(&self, stats: &RoomStats) {
+        let accepted: u64 = stats.accepted.iter().sum();
         assert_eq!(accepted, self.kinds.values().map(|k| k.accepted).sum::<u64>());
-        let pending: u64 = Lane::ALL.into_iter().map(|lane| room.stats().pending(lane)).sum();
-        let dropped: u64 = room.stats().dropped.iter().flatten().sum();
+        let pending: u64 = Lane::ALL.into_iter().map(|lane| stats.pending(lane)).sum();
+        let dropped: u64 = stats.dropped.iter().flatten().sum();
         let announced: u64 = self.kinds.values().map(|k| k.dropped).sum();
         assert!(announced <= dropped && dropped <= announced + self.waiting.len() as u64);
         // What is neither open nor settled has vanished.
@@ -123,16 +124,16 @@ impl Ledger {
     }
 
     /// After the last frame nothing is open.
-    pub(crate) fn close(&self, room: &Room) {
+    pub(crate) fn close(&self, stats: &RoomStats) {
         assert_eq!(self.important_in, self.important_out, "each once, in order");
-        self.check_counts(room);
+        self.check_counts(stats);
         for lane in Lane::ALL {
-            assert_eq!(room.stats().pending(lane), 0, "{}", lane.name());
+            assert_eq!(stats.pending(lane), 0, "{}", lane.name());
         }
         let dropped: u64 = self.kinds.values().map(|k| k.dropped).sum();
         let accepted: u64 = self.kinds.values().map(|k| k.accepted).sum();
         assert_eq!(accepted, self.represents + dropped, "carried, merged or announced");
-        assert_eq!(dropped, room.stats().dropped.iter().flatten().sum::<u64>());
+        assert_eq!(dropped, stats.dropped.iter().flatten().sum::<u64>());
         for (name, kind) in &self.kinds {
             match kind.rule {
                 Some((Lane::Important, _)) => {

@@ -61,6 +61,8 @@ pub(crate) struct Model {
     /// First acceptance since the last frame.
     pub(crate) open_since: Option<Time>,
     history: Vec<Arc<Numbered>>,
+    /// What had been sent when it last slept: talk up to there is forgotten.
+    slept_at: u64,
 }
 
 impl Model {
@@ -86,11 +88,20 @@ impl Model {
             drops: BTreeMap::new(),
             open_since: None,
             history: Vec::new(),
+            slept_at: 0,
         }
     }
 
     pub(crate) fn set_online(&mut self, viewers: u32) {
         self.online.0 = viewers;
+    }
+
+    /// It slept, and is awake again.
+    pub(crate) fn sleep(&mut self) {
+        self.sampled_ids.clear();
+        self.slept_at = self.flushed.0;
+        // What it told of viewers it told to those who are gone.
+        (self.online, self.told_apart) = ((0, 0), false);
     }
 
     pub(crate) fn online_differs(&self) -> bool {
@@ -187,14 +198,16 @@ impl Model {
     pub(crate) fn replay_after_seq(&self, after: u64, limit: usize) -> Replay {
         let number = |e: &Numbered| e.seq.map(|seq| seq.0);
         let room_for = (self.settings.history_events, self.settings.history_bytes);
-        self.replay(number, room_for, after, limit)
+        let mut replay = self.replay(number, room_for, self.slept_at, after, limit);
+        replay.complete &= after >= self.slept_at;
+        replay
     }
 
     /// The same for important events alone.
     pub(crate) fn replay_after_important(&self, after: u64, limit: usize) -> Replay {
         let number = |e: &Numbered| e.important.map(|important| important.0);
         let s = &self.settings;
-        self.replay(number, (s.history_important, s.history_important_bytes), after, limit)
+        self.replay(number, (s.history_important, s.history_important_bytes), 0, after, limit)
     }
 
     /// The newest of all that would fit alone, as many as fit together.
@@ -202,11 +215,12 @@ impl Model {
         &self,
         number: impl Fn(&Numbered) -> Option<u64>,
         (events, bytes): (usize, usize),
+        forgotten: u64,
         after: u64,
         limit: usize,
     ) -> Replay {
         let (mut held, mut weight) = (VecDeque::new(), 0);
-        let all = || self.history.iter().filter(|e| number(e).is_some());
+        let all = || self.history.iter().filter(|e| number(e) > Some(forgotten));
         for event in all().rev().filter(|e| e.event.weight() <= bytes) {
             weight += event.event.weight();
             if held.len() == events || weight > bytes {

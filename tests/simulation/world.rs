@@ -38,6 +38,7 @@ pub(crate) struct Seen {
     pub(crate) merged_behind_a_frame: u64,
     pub(crate) incomplete_replays: u64,
     pub(crate) cleared_state: u64,
+    pub(crate) slept: u64,
 }
 
 impl Seen {
@@ -48,6 +49,7 @@ impl Seen {
         self.merged_behind_a_frame += other.merged_behind_a_frame;
         self.incomplete_replays += other.incomplete_replays;
         self.cleared_state += other.cleared_state;
+        self.slept += other.slept;
     }
 
     pub(crate) fn assert_everything_happened(&self) {
@@ -68,6 +70,7 @@ impl Seen {
             self.merged_behind_a_frame,
             self.incomplete_replays,
             self.cleared_state,
+            self.slept,
         ];
         assert!(rare.iter().all(|&n| n > 0), "{self:?}");
     }
@@ -84,6 +87,9 @@ enum Step {
 
 struct Simulated {
     room: Room,
+    key: LevelKey,
+    /// What it counted before it last slept.
+    counted: RoomStats,
     model: Model,
     ledger: Ledger,
     /// Events published lately, to be published again: fewer than the windows
@@ -276,6 +282,9 @@ impl World {
         }
         let wait = Duration::from_micros(self.rng.between(10_000, 500_000));
         self.queue(now + wait, Step::Look(index));
+        if self.rng.percent(50) {
+            self.seen.slept += u64::from(self.rooms[index].sleep(now));
+        }
         let Simulated { room, model, .. } = &mut self.rooms[index];
         let snapshot = room.snapshot(now);
         let expected = model.snapshot(now);
@@ -302,8 +311,9 @@ impl World {
                 simulated.ledger.framed(&frame, &simulated.room);
                 assert_same(frame, expected);
             }
-            simulated.ledger.close(&simulated.room);
-            self.seen.stats.absorb(simulated.room.stats());
+            let stats = simulated.stats();
+            simulated.ledger.close(&stats);
+            self.seen.stats.absorb(&stats);
         }
         self.seen
     }
@@ -328,6 +338,8 @@ impl Simulated {
         SETTINGS.with_borrow_mut(|all| all.insert(id.clone(), Arc::clone(&shared)));
         Self {
             room: Room::new(id.clone(), epoch, key, shared, now),
+            key,
+            counted: RoomStats::default(),
             model: Model::new(id, epoch, key, settings),
             ledger: Ledger::default(),
             recent: Vec::new(),
@@ -335,11 +347,37 @@ impl Simulated {
         }
     }
 
+    /// Falls asleep if it may, and is woken. Returns whether it slept.
+    fn sleep(&mut self, now: Time) -> bool {
+        let Self { room, model, counted, recent, .. } = self;
+        if !room.is_quiet() {
+            return false;
+        }
+        counted.absorb(&room.take_stats());
+        let (id, settings) = (room.id().clone(), settings_of(room));
+        let empty = Room::new(id.clone(), room.epoch(), self.key, Arc::clone(&settings), now);
+        let awake = room.memory_bytes();
+        let asleep = std::mem::replace(room, empty).fall_asleep();
+        assert!(asleep.memory_bytes() <= awake, "{} of {awake}", asleep.memory_bytes());
+        *room = Room::woken(id, asleep, self.key, settings, now);
+        model.sleep();
+        // Repetitions of samples are not known any more.
+        recent.clear();
+        true
+    }
+
+    /// All that was counted.
+    fn stats(&self) -> RoomStats {
+        let mut stats = self.counted.clone();
+        stats.absorb(self.room.stats());
+        stats
+    }
+
     /// What holds after every step.
     fn check(&self, now: Time) {
         let Self { room, model, ledger, .. } = self;
         assert!(room.memory_bytes() <= Room::memory_bound(&model.settings));
-        ledger.check_counts(room);
+        ledger.check_counts(&self.stats());
         match (room.is_going_out(), model.open_since, room.next_flush()) {
             (true, _, due) => assert_eq!(due, None),
             (false, Some(_), Some(due)) if model.at_once() => assert!(due <= now),

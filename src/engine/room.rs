@@ -27,7 +27,6 @@
 mod asleep;
 mod frame;
 mod intake;
-mod restore;
 mod resume;
 mod staged;
 #[cfg(test)]
@@ -52,8 +51,7 @@ use super::settings::{RoomSettings, Strain};
 use super::stats::RoomStats;
 use super::time::Time;
 use super::visitors::Visitors;
-pub use asleep::Asleep;
-pub use restore::Restored;
+pub use asleep::{Asleep, Restored};
 pub use resume::{Position, Resumed};
 pub use staged::Offered;
 use staged::Staged;

@@ -10,7 +10,7 @@ use tidegate::engine::event::{Event, Frame, Numbered};
 use tidegate::engine::ids::{Epoch, ImportantNo, RoomId, Seq};
 use tidegate::engine::level::LevelKey;
 use tidegate::engine::outcome::{Outcome, Refusal};
-use tidegate::engine::room::{Offered, Position, Resumed, Room};
+use tidegate::engine::room::{Asleep, Offered, Position, Resumed, Room};
 use tidegate::engine::settings::RoomSettings;
 use tidegate::engine::stats::RoomStats;
 use tidegate::engine::time::Time;
@@ -135,7 +135,10 @@ impl Server {
             let id = RoomId::new(&format!("live:{index}")).expect("a valid name");
             let settings = Arc::clone(&with.settings);
             let room = match log.restored(index, &with.settings) {
-                Some(restored) => Room::restored(id, &restored, key, settings, now),
+                Some(restored) => {
+                    let asleep = Asleep::restored(restored, key, now);
+                    Room::woken(id, asleep, key, settings, now)
+                }
                 // As a home shard does: the time, and a word apart within it.
                 None => Room::new(id, epoch(now, index), key, settings, now),
             };

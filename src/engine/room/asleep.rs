@@ -9,12 +9,28 @@ use std::sync::Arc;
 
 use super::super::event::Numbered;
 use super::super::ids::{Epoch, ImportantNo, RoomId, Seq};
-use super::super::level::LevelKey;
+use super::super::kind::Merge;
+use super::super::level::{LevelKey, Use};
 use super::super::merge::Merges;
 use super::super::settings::RoomSettings;
 use super::super::time::Time;
 use super::super::visitors::Visitors;
-use super::{Numbers, Restored, Room};
+use super::{Numbers, Room};
+
+/// What the log knows of a room.
+#[derive(Debug, Clone, Default)]
+pub struct Restored {
+    /// Its numbering, which goes on.
+    pub epoch: Epoch,
+    /// The highest sequence number that may have been given.
+    pub seq: Seq,
+    /// The last important number given.
+    pub important: ImportantNo,
+    /// Ids of important events with their numbers, oldest first.
+    pub ids: Vec<(Arc<str>, Seq)>,
+    /// The newest important events, oldest first.
+    pub tail: Vec<Arc<Numbered>>,
+}
 
 /// See the module's documentation. [`Room::fall_asleep`] makes one,
 /// [`Room::woken`] a room of it.
@@ -34,12 +50,21 @@ pub struct Asleep {
     important: Box<[Arc<Numbered>]>,
     /// Important events up to here are no more in memory.
     forgotten: ImportantNo,
-    memory: Option<Box<Memory>>,
+    memory: Memory,
+}
+
+/// What a room knows beside its events.
+#[derive(Debug)]
+enum Memory {
+    Nothing,
+    /// The state that its important events make, as far as they are here.
+    OfEvents,
+    Kept(Box<Kept>),
 }
 
 /// What few rooms have.
 #[derive(Debug)]
-struct Memory {
+struct Kept {
     merges: Merges,
     /// Where its orders stop.
     next_order: u64,
@@ -47,18 +72,25 @@ struct Memory {
 }
 
 impl Asleep {
-    /// A room of an earlier process that nobody has asked for yet.
+    /// A room of an earlier process that nobody has asked for yet. Totals are
+    /// gone; `latest` state is made of its important events when it wakes.
     #[must_use]
-    pub fn restored(
-        id: RoomId,
-        restored: &Restored,
-        level_key: LevelKey,
-        settings: Arc<RoomSettings>,
-        used: Time,
-        now: Time,
-    ) -> Self {
-        let room = Room::restored(id, restored, level_key, settings, now);
-        Self { last_activity: used, ..room.fall_asleep() }
+    pub fn restored(restored: Restored, level_key: LevelKey, used: Time) -> Self {
+        let Restored { epoch, seq, important, ids, tail } = restored;
+        let last = Numbers { seq, important };
+        let hash = |(id, seq): (Arc<str>, Seq)| (level_key.hash128(Use::EventId, [&id]), Some(seq));
+        let first = tail.first().and_then(|event| event.important);
+        Self {
+            epoch,
+            last,
+            sent: last,
+            reserved: seq,
+            last_activity: used,
+            ids: ids.into_iter().map(hash).collect(),
+            forgotten: first.map_or(important, |first| ImportantNo(first.0 - 1)),
+            important: tail.into(),
+            memory: Memory::OfEvents,
+        }
     }
 
     /// Its numbering.
@@ -89,9 +121,12 @@ impl Asleep {
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         let events: usize = self.important.iter().map(|event| event.event.weight()).sum();
-        let memory = self.memory.as_ref().map_or(0, |memory| {
-            size_of::<Memory>() + memory.merges.memory_bytes() + memory.visitors.memory_bytes()
-        });
+        let memory = match &self.memory {
+            Memory::Nothing | Memory::OfEvents => 0,
+            Memory::Kept(kept) => {
+                size_of::<Kept>() + kept.merges.memory_bytes() + kept.visitors.memory_bytes()
+            }
+        };
         size_of::<Self>()
             + size_of_val(&*self.ids)
             + size_of_val(&*self.important)
@@ -110,6 +145,10 @@ impl Room {
         let Room { merges, mut visitors, .. } = self;
         let known = merges.memory_bytes() > 0 || visitors.users().count > 0;
         visitors.shrink();
+        let memory = match known {
+            true => Memory::Kept(Box::new(Kept { merges, next_order, visitors })),
+            false => Memory::Nothing,
+        };
         let (important, forgotten) = self.history.into_important();
         Asleep {
             epoch: self.epoch,
@@ -120,7 +159,7 @@ impl Room {
             ids: self.sequenced_ids.iter().collect(),
             important,
             forgotten,
-            memory: known.then(|| Box::new(Memory { merges, next_order, visitors })),
+            memory,
         }
     }
 
@@ -137,29 +176,39 @@ impl Room {
     ) -> Self {
         let Asleep { epoch, last, sent, reserved, ids, important, forgotten, memory, .. } = asleep;
         let mut room = Self::new(id, epoch, level_key, settings, now);
-        room.go_on_after(last);
-        room.flushed = sent;
+        (room.given, room.flushed, room.committed) = (last, sent, last.important);
         room.staged.set_reserved(reserved);
         for (id, seq) in ids {
-            room.sequenced_ids.remember(id, seq);
+            if room.sequenced_ids.find(id).is_none() {
+                room.sequenced_ids.remember(id, seq);
+            }
         }
         room.history.begin_after(sent.seq, forgotten);
         for event in &important {
             room.history.push_restored(event);
         }
-        if let Some(memory) = memory {
-            let Memory { merges, next_order, visitors } = *memory;
-            (room.merges, room.visitors) = (merges, visitors);
-            room.pending.begin_at(next_order);
+        match memory {
+            Memory::Nothing => {}
+            Memory::OfEvents => important.iter().for_each(|event| room.restore_state(event, now)),
+            Memory::Kept(kept) => {
+                let Kept { merges, next_order, visitors } = *kept;
+                (room.merges, room.visitors) = (merges, visitors);
+                room.pending.begin_at(next_order);
+            }
         }
         room
     }
 
-    /// Everything up to these numbers was given, sent, and logged.
-    pub(super) fn go_on_after(&mut self, last: Numbers) {
-        self.given = last;
-        (self.flushed, self.committed) = (last, last.important);
-        self.staged.set_reserved(last.seq);
+    fn restore_state(&mut self, event: &Arc<Numbered>, now: Time) {
+        let over = event.event.expires().is_some_and(|expires| expires <= now);
+        if over || !matches!(event.event.kind.merge, Merge::Latest(_)) {
+            return;
+        }
+        let order = self.pending.next_order();
+        // What finds no room was refused it before, too.
+        if self.merges.admit(&event.event, order, now, &self.settings).is_ok() {
+            self.merges.carried(event, order);
+        }
     }
 }
 
@@ -238,8 +287,7 @@ mod tests {
         let awake = room.memory_bytes();
         let asleep = room.fall_asleep().memory_bytes();
         assert!(asleep * 2 < awake, "{asleep} of {awake} bytes");
-        let mut quiet = Room::new(id(), Epoch(9), key(), settings(), START);
-        quiet.go_on_after(Numbers { seq: Seq(7), important: ImportantNo(0) });
+        let quiet = Room::new(id(), Epoch(9), key(), settings(), START);
         assert!(quiet.fall_asleep().memory_bytes() <= 160);
     }
 }

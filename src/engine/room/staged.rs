@@ -327,7 +327,7 @@ mod tests {
     use crate::engine::ids::{Epoch, RoomId};
     use crate::engine::kind::{Merge, MergeBy};
     use crate::engine::level::LevelKey;
-    use crate::engine::room::Restored;
+    use crate::engine::room::{Asleep, Restored};
     use crate::engine::settings::RoomSettings;
     use crate::engine::testing::{self, START, build, chat, red_packet};
 
@@ -520,7 +520,8 @@ mod tests {
         };
         let id = RoomId::new("r").unwrap();
         let key = LevelKey::from_seed(9);
-        let mut room = Room::restored(id, &restored, key, Arc::new(settings()), START);
+        let asleep = Asleep::restored(restored, key, START);
+        let mut room = Room::woken(id, asleep, key, Arc::new(settings()), START);
         let snapshot = room.snapshot(START);
         assert_eq!((snapshot.seq, snapshot.important), (Seq(99), ImportantNo(5)));
         assert_eq!(snapshot.state.len(), 1, "the newest card");

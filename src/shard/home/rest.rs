@@ -6,7 +6,6 @@
 //! everything else on the shard for 20 ms (measured).
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::{HomeRoom, Homes};
@@ -102,8 +101,7 @@ impl Homes {
     pub(super) fn restore(&mut self, rooms: Vec<(RoomId, Restored, Time)>, now: Time) {
         let look = now + self.settings.retention / LOOKS_PER_RETENTION;
         for (id, restored, used) in rooms {
-            let settings = Arc::clone(&self.settings.room);
-            let room = Asleep::restored(id.clone(), &restored, self.level_key, settings, used, now);
+            let room = Asleep::restored(restored, self.level_key, used);
             self.rest.sleeps(id, Sleeper { room, look, logged_at: used });
         }
     }

@@ -112,6 +112,7 @@ fn the_environment_overrides_every_leaf() {
             ("rooms.enter_kind" | "rooms.leave_kind", _) => "enter".into(),
             ("durable.directory", _) => "elsewhere".into(),
             ("trace.otlp_endpoint", _) => "http://collector:4318".into(),
+            ("trace.otlp_ca", _) => certificate().0.into(),
             ("trace.service_name", _) => "edge".into(),
             ("tls.certificate", _) => certificate().0.into(),
             ("tls.key", _) => certificate().1.into(),

@@ -29,6 +29,19 @@ fn collector(certificates: &Certificates) -> Collector {
     Collector::start_tls(Arc::new(config))
 }
 
+/// The line of the server's log that says so, once it is there.
+fn logged(server: &Server, what: &str) -> String {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let log = server.log();
+        if let Some(line) = log.lines().find(|line| line.contains(what)) {
+            return line.to_owned();
+        }
+        assert!(Instant::now() < until, "{log}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 fn publish(server: &Server, id: &str) {
     let events = json!([{"id": id, "kind": "red_packet", "payload": 1}]);
     assert_eq!(server.publish("r", events).0, 200);
@@ -88,17 +101,18 @@ fn a_collector_that_is_not_believed_gets_nothing_and_operators_hear_why() {
     publish(&server, "p");
     server.wait_metric("tidegate_trace_spans_total{result=\"untrusted\"}", 1.0);
     assert_eq!(server.metric("tidegate_trace_spans_total{result=\"failed\"}"), 0.0);
-    let until = Instant::now() + PATIENCE;
-    let line = loop {
-        let log = server.log();
-        let line = log.lines().find(|line| line.contains("spans are not exported"));
-        if let Some(line) = line {
-            break line.to_owned();
-        }
-        assert!(Instant::now() < until, "{log}");
-        std::thread::sleep(Duration::from_millis(20));
-    };
+    let line = logged(&server, "spans are not exported");
     assert!(line.contains("certificate is not believed") && line.contains("trace.otlp_ca"));
     assert!(line.contains("UnknownIssuer") && !server.log().contains("t0ken"), "{line}");
     assert!(collector.heads().is_empty(), "not even the token");
+}
+
+#[test]
+fn a_token_that_others_on_the_network_can_read_is_warned_of() {
+    // An address for documentation (RFC 5737): nobody is there.
+    let section = "[trace]\notlp_endpoint = \"http://192.0.2.1:4318\"\n";
+    let server = Server::start(&format!("{section}otlp_headers = {{ x-token = \"t0ken\" }}\n"));
+    let line = logged(&server, "in clear");
+    assert!(line.contains("WARN") && line.contains("192.0.2.1") && !line.contains("t0ken"));
+    assert!(!Server::start(section).log().contains("in clear"), "there is nothing to read");
 }

@@ -40,6 +40,16 @@ pub enum Again {
 }
 
 impl Again {
+    const ALL: [Again; 7] = [
+        Again::Carried,
+        Again::Silent,
+        Again::Digest,
+        Again::Pulled,
+        Again::Read,
+        Again::Replayed,
+        Again::Rebased,
+    ];
+
     /// The step that stands for it.
     #[must_use]
     pub const fn step(self) -> Step {
@@ -224,8 +234,8 @@ impl Bursts {
 
     /// An event's, the earliest first.
     pub(super) fn of(&self, key: u128) -> impl Iterator<Item = Noted> {
-        let those = self.open.iter().filter(move |((of, _), _)| *of == key);
-        let mut those: Vec<Noted> = those.map(|(_, burst)| burst.noted()).collect();
+        let those = Again::ALL.into_iter().filter_map(|again| self.open.get(&(key, again)));
+        let mut those: Vec<Noted> = those.map(Burst::noted).collect();
         those.sort_by_key(|noted| (noted.at, noted.step));
         those.into_iter()
     }

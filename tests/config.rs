@@ -186,7 +186,7 @@ fn a_collector_s_address_authority_and_headers_are_checked_without_telling_secre
     let ca = certificate().0;
     for (text, expected) in [
         ("otlp_endpoint = \"collector:4318\"", "trace.otlp_endpoint"),
-        ("otlp_endpoint = \"https://u:p4ss@collector\"", "trace.otlp_endpoint"),
+        ("otlp_endpoint = \"https://u:s3cret@collector\"", "trace.otlp_endpoint"),
         ("otlp_ca = \"nowhere.pem\"", "nowhere.pem cannot be read"),
         ("otlp_headers = { \"a b\" = \"s3cret\" }", "trace.otlp_headers"),
         ("otlp_headers = { host = \"s3cret\" }", "trace.otlp_headers"),

@@ -71,7 +71,11 @@ pub(super) fn check(trace: &Trace, check: &mut Check) {
     if !endpoint.is_empty() && !is_base(endpoint) {
         let allowed = "scheme, host and port like \"http://127.0.0.1:4318\" or \
                        \"https://collector.example:4318\"";
-        check.fail("trace.otlp_endpoint", format!("is {endpoint:?}"), allowed);
+        let problem = match endpoint.contains('@') {
+            true => "names a user, for which trace.otlp_headers is the place".to_owned(),
+            false => format!("is {endpoint:?}"),
+        };
+        check.fail("trace.otlp_endpoint", problem, allowed);
     }
     if let Err(problem) = trace.trust() {
         check.fail("trace.otlp_ca", problem, "a PEM file of certificates");
@@ -94,7 +98,7 @@ fn is_base(endpoint: &str) -> bool {
         matches!(uri.scheme_str(), Some("http" | "https"))
             && uri.host().is_some_and(|host| !host.is_empty())
             // Who writes a password there would read it in the log.
-            && !uri.authority().is_some_and(|authority| authority.as_str().contains('@'))
+            && !endpoint.contains('@')
             && uri.query().is_none()
     })
 }

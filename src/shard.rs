@@ -170,7 +170,7 @@ impl Shard {
     /// Rooms at home here go by way of a log, and those it knows go on where
     /// they stopped. Call before anything else.
     pub fn attach_log(&mut self, journal: Arc<dyn Journal>, rooms: Vec<(RoomId, Restored, Time)>) {
-        self.homes.attach(self.id, journal, rooms);
+        self.homes.attach(self.id, journal, rooms, self.clock.now());
     }
 
     /// Which shard it is.
@@ -455,6 +455,7 @@ impl Shard {
             if !std::mem::take(&mut room.presence_dirty) {
                 continue;
             }
+            room.count_viewers(&mut self.stats.viewers);
             // While a snapshot is awaited the subscription must stand, even
             // when the last viewer has left again.
             if !(room.viewers() == 0 && room.is_subscribing()) {
@@ -490,8 +491,10 @@ impl Shard {
         stats.slow_viewers = slow.rungs;
         stats.transports = self.viewers.by_transport();
         stats.carrier = self.viewers.carrier_stats();
-        let rooms = self.rooms.iter().flatten();
-        stats.viewers = rooms.map(|room| u64::from(room.viewers())).sum();
+        for &index in &self.dirty_rooms {
+            let Some(room) = self.rooms[index as usize].as_mut() else { continue };
+            room.count_viewers(&mut stats.viewers);
+        }
         stats.joins_waiting = self.held.len() as u64;
         self.homes.count(stats);
     }

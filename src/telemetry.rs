@@ -262,6 +262,11 @@ fn viewers(text: &mut Text, total: &ShardStats) {
         ("tidegate_backlog_bytes", "Bytes waiting for slow viewers.", total.backlog_bytes),
         ("tidegate_viewers", "Viewers in rooms; one in two rooms counts twice.", total.viewers),
         ("tidegate_rooms", "Rooms open.", total.open_rooms),
+        (
+            "tidegate_rooms_asleep",
+            "Rooms that nobody is in, whose numbering is kept.",
+            total.asleep_rooms,
+        ),
         ("tidegate_room_bytes", "Bytes held by rooms: buffers, state, history.", total.room_bytes),
     ];
     for (name, help, value) in gauges {
@@ -383,8 +388,9 @@ fn load(counter: &AtomicU64) -> u64 {
 
 fn absorb(total: &mut ShardStats, shard: &ShardStats) {
     total.rooms.absorb(&shard.rooms);
-    let numbers: [(&mut u64, u64); 14] = [
+    let numbers: [(&mut u64, u64); 15] = [
         (&mut total.open_rooms, shard.open_rooms),
+        (&mut total.asleep_rooms, shard.asleep_rooms),
         (&mut total.room_bytes, shard.room_bytes),
         (&mut total.connections, shard.connections),
         (&mut total.viewers, shard.viewers),

@@ -86,6 +86,47 @@ fn after_an_orderly_end_a_viewer_that_missed_nothing_has_recovered() {
 }
 
 #[test]
+fn a_room_that_nobody_is_in_sleeps_and_goes_on_where_it_stopped() {
+    let asleep = |server: &Server| {
+        server.wait_metric("tidegate_rooms_asleep", 1.0);
+        assert_eq!(server.metric("tidegate_rooms "), 0.0, "the room is one or the other");
+    };
+    let mut server = Server::start("[rooms]\nidle_ms = 100\n");
+    let talk = |id: &str| json!({"id": id, "kind": "chat", "payload": 1});
+    assert_eq!(publish(&server, &[packet("a"), talk("c")]), [1, 2]);
+    asleep(&server);
+    assert_eq!(server.metric("tidegate_events_accepted_total{lane=\"ordered\"}"), 1.0);
+    assert!(server.metric("tidegate_room_bytes") > 0.0);
+
+    // Somebody asks: it is told all that a room which had stayed awake would tell.
+    let reader = server.token("u", "viewer", &["r"]);
+    let path = "/v1/rooms/r/events?important_after=0";
+    let (status, body) = server.http("GET", path, Some(&reader), "");
+    assert_eq!((status, ids(&body), &body["complete"]), (200, vec!["a"], &json!(true)), "{body}");
+    assert_eq!(publish(&server, &[packet("a")]), [1], "the first answer");
+    assert_eq!(publish(&server, &[talk("d")]), [3]);
+    asleep(&server);
+
+    // An orderly end in its sleep skips no number.
+    server.terminate();
+    server.again();
+    asleep(&server);
+    let mut viewer = server.viewer("u", "r");
+    assert_eq!(publish(&server, &[packet("b")]), [4]);
+    let frame = viewer.expect("frame");
+    assert_eq!((ids(&frame), &frame["important"]), (vec!["b"], &json!(2)));
+    drop(viewer);
+    asleep(&server);
+
+    // Killed, it gives none again that may have been in use.
+    server.kill();
+    server.again();
+    asleep(&server);
+    let next = publish(&server, &[packet("e")]);
+    assert!(next[0] > 4, "{next:?}");
+}
+
+#[test]
 fn what_memory_has_forgotten_is_read_from_the_log() {
     let server = Server::start("[rooms]\nhistory_important = 2\n");
     let mut first = server.viewer("first", "r");

@@ -74,6 +74,13 @@ impl Window {
         }
     }
 
+    /// The ids with their numbers, oldest first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u128, Option<Seq>)> {
+        let (newer, older) = self.ring.split_at(self.oldest);
+        let seen = older.iter().chain(newer);
+        seen.map(|seen| (seen.id, (seen.seq != 0).then_some(Seq(seen.seq))))
+    }
+
     /// Bytes held.
     pub(super) fn memory_bytes(&self) -> usize {
         self.ring.capacity() * size_of::<Seen>() + self.table.capacity() * size_of::<u32>()

@@ -64,10 +64,11 @@ impl History {
         self.important.forgotten = important.0;
     }
 
-    /// Forgets sequenced events; `flushed` is the last number a frame covered.
-    pub(super) fn forget_sequenced(&mut self, flushed: Seq) {
-        let Ring { max_events, max_bytes, .. } = self.sequenced;
-        self.sequenced = Ring { forgotten: flushed.0, ..Ring::new(max_events, max_bytes) };
+    /// The important events, oldest first, and the number up to which they are
+    /// forgotten.
+    pub(super) fn into_important(self) -> (Box<[Arc<Numbered>]>, ImportantNo) {
+        let Ring { entries, forgotten, .. } = self.important;
+        (entries.into_iter().map(|entry| entry.event).collect(), ImportantNo(forgotten))
     }
 
     /// An important event of an earlier process.

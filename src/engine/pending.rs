@@ -100,6 +100,11 @@ impl Pending {
         self.next_order
     }
 
+    /// Orders go on from here: for a buffer that has given none yet.
+    pub(super) fn begin_at(&mut self, order: u64) {
+        self.next_order = order;
+    }
+
     /// Uses up the next order.
     pub(super) fn take_order(&mut self) -> u64 {
         self.next_order += 1;

@@ -24,6 +24,7 @@
 //!
 //! In a durable room important events go by way of the log, see `staged`.
 
+mod asleep;
 mod frame;
 mod intake;
 mod restore;
@@ -51,6 +52,7 @@ use super::settings::{RoomSettings, Strain};
 use super::stats::RoomStats;
 use super::time::Time;
 use super::visitors::Visitors;
+pub use asleep::Asleep;
 pub use restore::Restored;
 pub use resume::{Position, Resumed};
 pub use staged::Offered;
@@ -289,10 +291,15 @@ impl Room {
         }
     }
 
-    /// Counters since the room began.
+    /// Counters since the room began, or since they were last taken.
     #[must_use]
     pub fn stats(&self) -> &RoomStats {
         &self.stats
+    }
+
+    /// Counters since the last call; they begin anew.
+    pub fn take_stats(&mut self) -> RoomStats {
+        std::mem::take(&mut self.stats)
     }
 
     /// Estimate of the bytes it holds. Content counts by

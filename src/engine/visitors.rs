@@ -53,6 +53,11 @@ impl Visitors {
         }
     }
 
+    /// Gives back what room it has for more.
+    pub fn shrink(&mut self) {
+        self.few.shrink_to_fit();
+    }
+
     /// Bytes held.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {

@@ -9,6 +9,7 @@ mod durable;
 mod presence;
 mod read;
 mod reconcile;
+mod rest;
 mod resume;
 mod traces;
 
@@ -41,9 +42,6 @@ use crate::wire::shared::{Compression, SharedFrame, SharedSnapshot, message};
 /// join storm it is encoded ten times a second, not for every viewer.
 const SNAPSHOT_AGE: Duration = Duration::from_millis(100);
 
-/// How often rooms without viewers and events are looked for.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
-
 /// Events numbered between two looks at the clock and at the rooms that are due.
 const BATCH: usize = 64;
 
@@ -69,7 +67,8 @@ pub struct HomeSettings {
     pub pulls_per_second: u32,
     /// The numbering of a room that the log knows is kept for this.
     pub retention: Duration,
-    /// A room without viewers and events is forgotten after this.
+    /// A room without viewers and events falls asleep after this, or is
+    /// forgotten when the log does not know it.
     pub idle: Duration,
     /// Of what stands in front of them.
     pub intake: IntakeSettings,
@@ -95,6 +94,8 @@ struct HomeRoom {
     logged_at: Time,
     /// Publishers whose events are being logged.
     waiters: Vec<durable::Waiter>,
+    /// Of its bytes, those in the shard's sum.
+    counted_bytes: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -113,9 +114,11 @@ pub struct Homes {
     rooms: HashMap<RoomId, HomeRoom>,
     timers: BinaryHeap<Reverse<(Time, RoomId)>>,
     dirty: Vec<RoomId>,
-    next_sweep: Time,
+    rest: rest::Rest,
     opened: u64,
-    forgotten: RoomStats,
+    /// What all rooms have counted, and those that are not dirty hold.
+    counted: RoomStats,
+    room_bytes: usize,
     /// Which shard it is.
     shard: ShardId,
     durable: Option<durable::Durable>,
@@ -140,9 +143,10 @@ impl Homes {
             rooms: HashMap::new(),
             timers: BinaryHeap::new(),
             dirty: Vec::new(),
-            next_sweep: now + SWEEP_INTERVAL,
+            rest: rest::Rest::default(),
             opened: 0,
-            forgotten: RoomStats::default(),
+            counted: RoomStats::default(),
+            room_bytes: 0,
             shard,
             durable: None,
             acks: Budget::new(acks_per_second, now),
@@ -228,8 +232,9 @@ impl Homes {
     /// When [`tick`](Self::tick) has something to do.
     #[must_use]
     pub fn next_deadline(&self) -> Time {
-        let timer = self.timers.peek().map_or(self.next_sweep, |Reverse((at, _))| *at);
-        timer.min(self.next_sweep).min(self.intake.next_deadline())
+        let timer = self.timers.peek().map(|Reverse((at, _))| *at);
+        let next = self.intake.next_deadline();
+        [timer, self.rest.next_look()].into_iter().flatten().fold(next, Time::min)
     }
 
     /// Flushes the rooms that are due.
@@ -248,8 +253,8 @@ impl Homes {
         self.wake_late(now);
         self.answer(path);
         self.flush_dirty(path, stats, now);
-        if self.next_sweep <= now {
-            self.sweep(now);
+        if self.rest.next_look().is_some_and(|at| at <= now) {
+            self.look_after(now);
         }
     }
 
@@ -274,14 +279,21 @@ impl Homes {
     #[must_use]
     pub fn has_pending(&self) -> bool {
         !self.intake.is_empty()
-            || self.rooms.values().any(|HomeRoom { room, .. }| {
-                room.is_going_out() || room.awaits_log() || room.next_flush().is_some()
+            || self.rooms.values().any(|HomeRoom { room, waking, .. }| {
+                room.is_going_out()
+                    || room.awaits_log()
+                    || room.next_flush().is_some()
+                    || waking.as_ref().is_some_and(|parked| !parked.is_empty())
             })
     }
 
     /// Adds what the rooms counted.
-    pub fn count(&self, stats: &mut ShardStats) {
-        stats.rooms = self.forgotten.clone();
+    pub fn count(&mut self, stats: &mut ShardStats) {
+        for id in &self.dirty {
+            let Some(home) = self.rooms.get_mut(id) else { continue };
+            rest::settle(home, &mut self.counted, &mut self.room_bytes);
+        }
+        stats.rooms = self.counted.clone();
         for (sum, refused) in stats.rooms.refused.iter_mut().zip(self.intake.refused) {
             *sum += refused;
         }
@@ -290,11 +302,8 @@ impl Homes {
         stats.pulls = self.pulls.results;
         stats.digests = self.digests.results;
         stats.trace = self.tracer.as_ref().map(|tracer| tracer.stats()).unwrap_or_default();
-        stats.room_bytes = 0;
-        for home in self.rooms.values() {
-            stats.rooms.absorb(home.room.stats());
-            stats.room_bytes += home.room.memory_bytes() as u64;
-        }
+        stats.asleep_rooms = self.rest.len() as u64;
+        stats.room_bytes = (self.room_bytes + self.rest.bytes()) as u64;
     }
 
     fn open(&mut self, id: &RoomId, now: Time) -> Option<&mut HomeRoom> {
@@ -304,17 +313,17 @@ impl Homes {
             }
             self.opened += 1;
             let settings = Arc::clone(&self.settings.room);
-            let woken = self.wake(id);
-            let waking = woken.is_some().then(Vec::new);
+            let woken = self.rest.wake(id);
+            let was_asleep = woken.is_some();
             let room = match woken {
-                Some(restored) => {
-                    Room::restored(id.clone(), &restored, self.level_key, settings, now)
-                }
+                Some(asleep) => Room::woken(id.clone(), asleep, self.level_key, settings, now),
                 None => {
                     let epoch = epoch(now, self.opened, self.settings.seed as u64);
                     Room::new(id.clone(), epoch, self.level_key, settings, now)
                 }
             };
+            // Numbers may be given as soon as some are set aside.
+            let waking = (was_asleep && room.wants_log()).then(Vec::new);
             let home = HomeRoom {
                 room,
                 shards: Vec::new(),
@@ -327,14 +336,21 @@ impl Homes {
                 waiters: Vec::new(),
                 logged_at: now,
                 waking,
+                counted_bytes: 0,
             };
             let wakes = home.waking.is_some();
             self.rooms.insert(id.clone(), home);
+            self.rest.opened(id.clone(), now + self.look_interval());
             if wakes {
                 self.set_aside(id, now);
             }
         }
         self.rooms.get_mut(id)
+    }
+
+    /// Whether a room is open or can be woken.
+    fn knows(&self, id: &RoomId) -> bool {
+        self.rooms.contains_key(id) || self.rest.knows(id)
     }
 
     fn mark_dirty(&mut self, id: &RoomId) {
@@ -380,6 +396,7 @@ impl Homes {
             home.room.frame_out(now);
         }
         traces::fates(&mut home.room, self.tracer.as_deref_mut());
+        rest::settle(home, &mut self.counted, &mut self.room_bytes);
         // A strain that has grown moves the flush back, one that has gone forward.
         let next = home.room.next_flush();
         if let Some(at) = next
@@ -389,32 +406,18 @@ impl Homes {
             self.timers.push(Reverse((at, id.clone())));
         }
     }
-
-    fn sweep(&mut self, now: Time) {
-        self.next_sweep = now + SWEEP_INTERVAL;
-        self.forget_asleep(now);
-        self.renew_reservations(now);
-        let (idle, retention) = (self.settings.idle, self.settings.retention);
-        let forgotten = &mut self.forgotten;
-        self.rooms.retain(|_, home| {
-            let silent = now.since(home.room.last_activity());
-            if !home.shards.is_empty() || home.awaited > 0 || !home.room.is_quiet() || silent < idle
-            {
-                return true;
-            }
-            // What the log knows of a room must not begin again at 1.
-            let keep = home.room.last_reservation().is_some() && silent < retention;
-            if keep {
-                home.room.rest();
-            } else {
-                forgotten.absorb(home.room.stats());
-            }
-            keep
-        });
-    }
 }
 
 impl HomeRoom {
+    /// Nobody is in it or on the way to it, and nothing waits.
+    fn is_quiet(&self) -> bool {
+        self.shards.is_empty()
+            && self.awaited == 0
+            && self.waking.is_none()
+            && self.waiters.is_empty()
+            && self.room.is_quiet()
+    }
+
     fn subscriber(&mut self, shard: ShardId) -> &mut Subscriber {
         let index = match self.shards.iter().position(|s| s.shard == shard) {
             Some(index) => index,

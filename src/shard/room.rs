@@ -113,6 +113,8 @@ pub struct LocalRoom {
     pub waiting: Vec<Waiting>,
     /// Positions for which a snapshot was asked.
     pub asked: Vec<Option<Position>>,
+    /// Of its viewers, those in the shard's sum.
+    counted: u32,
     /// The home must hear how many viewers there are.
     pub presence_dirty: bool,
     /// Who has come and gone since the home last heard.
@@ -141,6 +143,7 @@ impl LocalRoom {
             queue: VecDeque::new(),
             waiting: Vec::new(),
             asked: Vec::new(),
+            counted: 0,
             presence_dirty: false,
             moves: Moves::default(),
             last_frame: 0,
@@ -150,6 +153,13 @@ impl LocalRoom {
             gone: Vec::new(),
             by_format: [0; Format::COUNT],
         }
+    }
+
+    /// Brings a sum over rooms up to date.
+    pub fn count_viewers(&mut self, sum: &mut u64) {
+        let now = self.viewers();
+        *sum = *sum - u64::from(self.counted) + u64::from(now);
+        self.counted = now;
     }
 
     /// Viewers that are in it.

@@ -110,6 +110,8 @@ pub struct ShardStats {
     pub rooms: RoomStats,
     /// Rooms with their home here.
     pub open_rooms: u64,
+    /// Rooms that nobody is in and the log knows.
+    pub asleep_rooms: u64,
     /// Bytes those rooms hold.
     pub room_bytes: u64,
     /// Open connections.
@@ -218,6 +220,7 @@ impl Default for ShardStats {
         Self {
             rooms: RoomStats::default(),
             open_rooms: 0,
+            asleep_rooms: 0,
             room_bytes: 0,
             connections: 0,
             viewers: 0,

@@ -45,6 +45,8 @@ counts! {
     sync_failures,
     crashes,
     orderly_ends,
+    /// Rooms that fell asleep.
+    slept,
     /// Events that a crash left in the log though nobody had been told.
     survivors,
     log_pulls,

@@ -12,6 +12,7 @@ use tidegate::engine::level::LevelKey;
 use tidegate::engine::outcome::{Outcome, Refusal};
 use tidegate::engine::room::{Offered, Position, Resumed, Room};
 use tidegate::engine::settings::RoomSettings;
+use tidegate::engine::stats::RoomStats;
 use tidegate::engine::time::Time;
 
 use super::client::Message;
@@ -87,6 +88,8 @@ struct Waiter {
 #[derive(Debug)]
 pub(crate) struct Home {
     pub(crate) room: Room,
+    /// What it counted before it last slept.
+    pub(crate) counted: RoomStats,
     waiters: Vec<Waiter>,
     /// Handed to the log, oldest first.
     in_log: VecDeque<Arc<Numbered>>,
@@ -107,6 +110,7 @@ struct Ticket {
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) homes: Vec<Home>,
+    key: LevelKey,
     settings: Arc<RoomSettings>,
     resume_events: usize,
     acks: Budget,
@@ -138,6 +142,7 @@ impl Server {
             Home {
                 stands_at: (room.epoch(), room.sent_seq()),
                 room,
+                counted: RoomStats::default(),
                 waiters: Vec::new(),
                 in_log: VecDeque::new(),
                 members: Vec::new(),
@@ -147,6 +152,7 @@ impl Server {
         });
         Self {
             homes: homes.collect(),
+            key,
             settings: Arc::clone(&with.settings),
             resume_events: with.resume_events,
             acks: Budget::new(with.acks_per_second, now),
@@ -208,6 +214,26 @@ impl Server {
             self.generation = log.generation;
             self.lose(&rooms);
         }
+    }
+
+    /// Rooms that nobody is in fall asleep, and are awake when the next comes.
+    /// Returns how many.
+    pub(crate) fn rest(&mut self, now: Time) -> u64 {
+        let mut slept = 0;
+        for home in &mut self.homes {
+            let known = home.room.last_reservation().is_some();
+            let nobody = home.members.is_empty() && home.waiters.is_empty();
+            if !known || !nobody || !home.room.is_quiet() {
+                continue;
+            }
+            home.counted.absorb(&home.room.take_stats());
+            let (id, settings) = (home.room.id().clone(), &self.settings);
+            let empty = Room::new(id.clone(), home.room.epoch(), self.key, settings.clone(), now);
+            let asleep = std::mem::replace(&mut home.room, empty).fall_asleep();
+            home.room = Room::woken(id, asleep, self.key, settings.clone(), now);
+            slept += 1;
+        }
+        slept
     }
 
     /// The log has decided on a batch.

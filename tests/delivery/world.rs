@@ -372,6 +372,9 @@ impl World {
     fn submit(&mut self) {
         if let Some(server) = self.server.as_mut() {
             server.submit(&mut self.log);
+            if self.rng.percent(20) {
+                self.seen.slept += server.rest(self.now);
+            }
             self.sync();
         }
     }
@@ -511,6 +514,7 @@ impl World {
                 self.seen.stayed += 1;
             }
             self.seen.stats.absorb(home.room.stats());
+            self.seen.stats.absorb(&home.counted);
         }
         self.seen
     }

@@ -39,9 +39,7 @@ impl Room {
     ) -> Self {
         let mut room = Self::new(id, restored.epoch, level_key, settings, now);
         let Restored { seq, important, .. } = *restored;
-        room.given = Numbers { seq, important };
-        (room.flushed, room.committed) = (room.given, important);
-        room.staged.set_reserved(seq);
+        room.go_on_after(Numbers { seq, important });
         for (id, seq) in &restored.ids {
             let id = level_key.hash128(Use::EventId, [id]);
             if room.sequenced_ids.find(id).is_none() {

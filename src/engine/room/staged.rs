@@ -17,7 +17,6 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::dedupe::Window;
 use super::super::event::{Event, Numbered};
 use super::super::ids::{ImportantNo, Seq};
 use super::super::kind::{Ack, Lane};
@@ -86,6 +85,11 @@ impl Staged {
     /// Nothing before this number is to be set aside again.
     pub(super) fn set_reserved(&mut self, seq: Seq) {
         self.reserved = seq;
+    }
+
+    /// The last number set aside.
+    pub(super) fn reserved(&self) -> Seq {
+        self.reserved
     }
 
     /// The first event that frames may not go past.
@@ -308,13 +312,6 @@ impl Room {
         if nothing {
             self.open.since = None;
         }
-    }
-
-    /// Nobody is there: lets go of what only viewers need, and keeps what makes
-    /// its numbering go on.
-    pub fn rest(&mut self) {
-        self.history.forget_sequenced(self.flushed.seq);
-        self.sampled_ids = Window::new(self.settings.dedupe_sampled);
     }
 
     /// Whether anything waits for the log.

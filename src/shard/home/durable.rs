@@ -1,7 +1,7 @@
 //! Important events on their way to the log and back: batches, the publishers
 //! who wait for them, and what becomes of both when the log fails.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use tracing::warn;
@@ -45,8 +45,6 @@ pub(super) struct Durable {
     unlogged: Vec<RoomId>,
     /// Woken rooms whose first numbers are being set aside, and since when.
     waking: VecDeque<(Time, RoomId)>,
-    /// Rooms of an earlier process that nobody has asked for yet.
-    asleep: HashMap<RoomId, (Restored, Time)>,
 }
 
 impl Homes {
@@ -57,8 +55,9 @@ impl Homes {
         shard: ShardId,
         journal: Arc<dyn Journal>,
         rooms: Vec<(RoomId, Restored, Time)>,
+        now: Time,
     ) {
-        let asleep = rooms.into_iter().map(|(id, room, used)| (id, (room, used))).collect();
+        self.restore(rooms, now);
         self.durable = Some(Durable {
             generation: journal.generation(),
             journal,
@@ -67,7 +66,6 @@ impl Homes {
             next_ticket: 0,
             unlogged: Vec::new(),
             waking: VecDeque::new(),
-            asleep,
         });
     }
 
@@ -245,61 +243,36 @@ impl Homes {
         }
     }
 
-    /// What an earlier process left of a room.
-    pub(super) fn wake(&mut self, id: &RoomId) -> Option<Restored> {
-        let (restored, _) = self.durable.as_mut()?.asleep.remove(id)?;
-        Some(restored)
-    }
-
-    /// Whether a room is open or can be woken.
-    pub(super) fn knows(&self, id: &RoomId) -> bool {
-        let asleep = |durable: &Durable| durable.asleep.contains_key(id);
-        self.rooms.contains_key(id) || self.durable.as_ref().is_some_and(asleep)
-    }
-
-    /// Forgets rooms that nobody woke in time.
-    pub(super) fn forget_asleep(&mut self, now: Time) {
-        let retention = self.settings.retention;
+    /// A room has something for the log.
+    pub(super) fn wants_log(&mut self, id: RoomId) {
         if let Some(durable) = &mut self.durable {
-            durable.asleep.retain(|_, (_, used)| now.since(*used) < retention);
+            durable.unlogged.push(id);
         }
-    }
-
-    /// The log forgets rooms that it has not heard of for its retention time,
-    /// although they may live on talk alone.
-    pub(super) fn renew_reservations(&mut self, now: Time) {
-        let Some(durable) = self.durable.as_mut() else { return };
-        let stale = self.settings.retention / 4;
-        for (id, home) in &mut self.rooms {
-            if home.room.last_reservation().is_some() && now.since(home.logged_at) >= stale {
-                home.logged_at = now;
-                home.room.renew_reservation();
-                durable.unlogged.push(id.clone());
-            }
-        }
-        self.submit(now);
     }
 
     /// Tells the log where each room's numbers end, so that none is skipped
     /// after an orderly end.
     pub fn reserve_exactly(&mut self) {
-        let Some(durable) = self.durable.as_mut() else { return };
-        let entries: Vec<Entry> = self
-            .rooms
-            .iter()
-            .filter_map(|(id, HomeRoom { room, .. })| {
-                let seq = room.last_reservation()?;
-                Some(Entry::Reserve { room: id.clone(), epoch: room.epoch(), seq })
-            })
-            .collect();
-        if entries.is_empty() {
-            return;
-        }
+        let reserve = |(id, home): (&RoomId, &HomeRoom)| {
+            let (room, epoch) = (id.clone(), home.room.epoch());
+            home.room.last_reservation().map(|seq| Entry::Reserve { room, epoch, seq })
+        };
+        let open = self.rooms.iter().filter_map(reserve);
+        let entries = open.chain(self.rest.ends()).collect();
+        self.tell_log(entries);
+    }
+
+    /// Hands the log what no publisher waits for.
+    pub(super) fn tell_log(&mut self, entries: Vec<Entry>) {
+        let Some(durable) = self.durable.as_mut().filter(|_| !entries.is_empty()) else { return };
         durable.next_ticket += 1;
         let (shard, generation) = (durable.shard, durable.generation);
-        let batch = Batch { shard, ticket: durable.next_ticket, generation, entries };
-        if let Err(failure) = durable.journal.submit(batch) {
-            warn!(failure = failure.code(), "numbers will be skipped at the next start");
+        let number = durable.next_ticket;
+        match durable.journal.submit(Batch { shard, ticket: number, generation, entries }) {
+            Ok(()) => durable.tickets.push_back(Ticket { number, rooms: Vec::new() }),
+            Err(failure) => {
+                warn!(failure = failure.code(), "numbers will be skipped at the next start");
+            }
         }
     }
 

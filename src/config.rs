@@ -257,11 +257,12 @@ pub struct Rooms {
     /// Missed events that a viewer who comes back is sent at most, the newest; the
     /// rest it can pull. Default 1000.
     pub resume_events: usize = 1_000,
-    /// Rooms per shard; joining or publishing to one more is refused. Default
-    /// 100000.
+    /// Open rooms per shard; joining or publishing to one more is refused. Rooms
+    /// that sleep do not count. Default 100000.
     pub max_rooms: usize = 100_000,
-    /// Milliseconds without viewers and events after which a room is forgotten.
-    /// Default 10 min.
+    /// Milliseconds without viewers and events after which a room falls asleep
+    /// if the log knows it (a few hundred bytes and its important events, for
+    /// `durable.retention_ms`), and is forgotten if not. Default 10 min.
     pub idle_ms: u64 = 600_000,
 }
 }

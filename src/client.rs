@@ -43,7 +43,6 @@
 //! It owns its task: [`Publisher::close`] ends it when everything is answered or
 //! the time for it is over, dropping the publisher ends it at once.
 
-mod connector;
 mod event;
 mod grpc;
 mod http;

@@ -21,6 +21,7 @@ pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;
+mod connector;
 pub mod demo;
 pub mod engine;
 pub mod ingress;

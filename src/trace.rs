@@ -22,6 +22,6 @@ mod step;
 mod watch;
 
 pub use parent::Parent;
-pub use recorder::{Query, Recorder, RecorderSettings, TraceStats, View, Written};
+pub use recorder::{Again, Query, Recorder, RecorderSettings, TraceStats, View, Written};
 pub use step::{Detail, Noted, Step};
 pub use watch::{Arrival, Marker, Rule, Target, TooManyRules, Watch, WatchSettings};

@@ -112,6 +112,7 @@ fn the_environment_overrides_every_leaf() {
             ("rooms.enter_kind" | "rooms.leave_kind", _) => "enter".into(),
             ("durable.directory", _) => "elsewhere".into(),
             ("trace.otlp_endpoint", _) => "http://collector:4318".into(),
+            ("trace.otlp_ca", _) => certificate().0.into(),
             ("trace.service_name", _) => "edge".into(),
             ("tls.certificate", _) => certificate().0.into(),
             ("tls.key", _) => certificate().1.into(),
@@ -177,6 +178,29 @@ fn certificate() -> (&'static str, &'static str) {
         (folder, names)
     });
     (certificate, key)
+}
+
+#[test]
+fn a_collector_s_address_authority_and_headers_are_checked_without_telling_secrets() {
+    let about = |text: &str| mistake(&format!("[trace]\n{text}\n"));
+    let ca = certificate().0;
+    for (text, expected) in [
+        ("otlp_endpoint = \"collector:4318\"", "trace.otlp_endpoint"),
+        ("otlp_endpoint = \"https://u:s3cret@collector\"", "trace.otlp_endpoint"),
+        ("otlp_ca = \"nowhere.pem\"", "nowhere.pem cannot be read"),
+        ("otlp_headers = { \"a b\" = \"s3cret\" }", "trace.otlp_headers"),
+        ("otlp_headers = { host = \"s3cret\" }", "trace.otlp_headers"),
+        ("otlp_headers = { a = [\"s3cret\"] }", "trace.otlp_headers.a"),
+    ] {
+        let said = about(text);
+        assert!(said.contains(expected) && !said.contains("s3cret"), "{text}: {said}");
+    }
+    let clear = about(&format!("otlp_endpoint = \"http://c:1\"\notlp_ca = {ca:?}"));
+    assert!(clear.contains("trace.otlp_ca") && clear.contains("https://"), "{clear}");
+    let good = format!("[trace]\notlp_endpoint = \"https://c:1\"\notlp_ca = {ca:?}\n");
+    let environment = [("TIDEGATE__TRACE__OTLP_HEADERS__AUTHORIZATION", "12345")];
+    let config = with_env(&good, &environment).expect("sound");
+    assert_eq!(config.trace.headers().expect("headers")["authorization"], "12345");
 }
 
 /// What must change with `path` so that no rule between fields is broken.

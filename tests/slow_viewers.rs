@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use harness::{PATIENCE, Server, Viewer};
+use harness::{PATIENCE, Server, Viewer, exchange};
 use serde_json::{Value, json};
 use socket2::{Domain, SockRef, Socket, Type};
 use tungstenite::client::IntoClientRequest;
@@ -277,7 +277,8 @@ fn ordered_events_go_with_a_notice_that_counts_them() {
 
 #[test]
 fn too_far_behind_it_goes_on_from_the_present_state_and_misses_nothing_important() {
-    let server = Server::start(&bounds([4, 5, 6, 8]));
+    let followed = "[trace]\nsample_one_in = 1\nkept = 100000\n";
+    let server = Server::start(&(bounds([4, 5, 6, 8]) + followed));
     let mut publisher = Publisher::new(&server);
     let mut slow = viewer_with_a_small_buffer(&server, "r");
     // With only important events left, that many of them must wait.
@@ -310,6 +311,21 @@ fn too_far_behind_it_goes_on_from_the_present_state_and_misses_nothing_important
     assert!((server.metric("tidegate_viewer_repaid_events_total") - owed).abs() < 0.5);
     assert!(server.metric("tidegate_viewer_unpaid_events_total").abs() < 0.5);
     assert!(server.metric("tidegate_viewers") >= 1.0, "it was a viewer all the time");
+    // Who looks for one of these events sees that it came so.
+    let packets = (1..=publisher.batches).filter(|n| n.is_multiple_of(4));
+    let traced: u64 = packets.map(|n| viewers_rebased(&server, &format!("p{n}"))).sum();
+    assert!((traced as f64 - owed).abs() < 0.5, "{traced} of {owed}");
+}
+
+/// Viewers that got an event when they skipped ahead, as its trace says.
+fn viewers_rebased(server: &Server, id: &str) -> u64 {
+    let request =
+        format!("GET /trace?room=r&id={id} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    let (_, answer) = exchange(server.admin, request.as_bytes());
+    let answer: Value = serde_json::from_str(&answer).expect("JSON");
+    let steps = answer["traces"][0]["steps"].as_array().expect("a trace").iter();
+    let rebased = steps.filter(|step| step["step"] == "rebased");
+    rebased.map(|step| step["viewers"].as_u64().expect("a count")).sum()
 }
 
 /// Its socket is found broken by what is written to it and by what is read from it in

@@ -1,9 +1,16 @@
 //! Following single events, on the real binary: by whichever way they came in,
-//! over both shards, within bounds, on the operators' port and at a collector.
+//! over both shards, to viewers who get them again, within bounds, on the
+//! operators' port and at a collector.
 
+#[path = "trace/again.rs"]
+mod again;
 #[path = "trace/collector.rs"]
 mod collector;
 mod harness;
+#[path = "tls/kit.rs"]
+mod kit;
+#[path = "trace/secure.rs"]
+mod secure;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;

@@ -85,6 +85,7 @@ fn room_bound(rooms: &Rooms) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Secret;
 
     #[test]
     fn the_summary_shows_every_section_and_marks_what_differs() {
@@ -97,5 +98,15 @@ mod tests {
             assert!(text.contains(expected), "{expected} in {text}");
         }
         assert_eq!(text.matches('*').count(), 1, "{text}");
+    }
+
+    #[test]
+    fn the_summary_names_secrets_and_does_not_tell_them() {
+        let mut config = Config::default();
+        let token = Secret::new("Bearer s3cret");
+        config.trace.otlp_headers.insert("authorization".to_owned(), token);
+        let text = summary(&config).unwrap();
+        assert!(text.contains("[trace.otlp_headers] *authorization=\"[secret]\""), "{text}");
+        assert!(!text.contains("s3cret"), "{text}");
     }
 }

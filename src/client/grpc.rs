@@ -21,12 +21,12 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
-use super::connector::Connector;
 use super::event::{Content, NewEvent};
-use super::http::{Authorization, innermost};
+use super::http::Authorization;
 use super::outcome::{Failure, Refusal};
 use super::transport::{Answer, EventResult, Whole};
 use super::{Owned, StartError};
+use crate::connector::{Connector, innermost};
 use crate::engine::ids::RoomId;
 use crate::engine::priority::AdmissionLevel;
 use crate::trust::{self, Trust};
@@ -75,7 +75,8 @@ impl Grpc {
         authorization: Authorization,
         timeout: Duration,
     ) -> Result<Self, StartError> {
-        let connector = Connector::new(&url, trust, b"h2", timeout)?;
+        let connector = Connector::new(&url, trust, b"h2", timeout);
+        let connector = connector.map_err(|error| StartError::Tls(error.to_string()))?;
         let endpoint = Endpoint::from(url).http2_keep_alive_interval(PING_INTERVAL);
         let channel = endpoint.connect_with_connector_lazy(connector);
         Ok(Self { channel, authorization, timeout, stream: Arc::new(AsyncMutex::new(None)) })

@@ -15,11 +15,11 @@ use serde_json::value::RawValue;
 use tokio::time::timeout;
 
 use super::StartError;
-use super::connector::Connector;
 use super::event::{NewEvent, write_json};
 use super::outcome::{Failure, Refusal};
 use super::priorities::Table;
 use super::transport::{Answer, EventResult, Whole, read_level, read_table};
+use crate::connector::{Connector, innermost};
 use crate::engine::ids::RoomId;
 use crate::trust::{self, Trust};
 
@@ -104,7 +104,8 @@ impl Http {
         authorization: Authorization,
         timeout: Duration,
     ) -> Result<Self, StartError> {
-        let connector = Connector::new(base, trust, b"http/1.1", timeout)?;
+        let connector = Connector::new(base, trust, b"http/1.1", timeout);
+        let connector = connector.map_err(|error| StartError::Tls(error.to_string()))?;
         // It follows no redirect: what that leads to is not the server whose level
         // is learned.
         let client = Client::builder(TokioExecutor::new())
@@ -196,15 +197,6 @@ fn failure(error: &hyper_util::client::legacy::Error) -> Failure {
     } else {
         Failure::Broken(innermost(error))
     }
-}
-
-/// What the outer errors wrap: "client error (Connect)" says nothing.
-pub(super) fn innermost(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }
 
 fn read_answer(

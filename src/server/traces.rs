@@ -36,15 +36,9 @@ impl Tracing {
             follow_parents: config.follow_parents,
             most_rules: config.rules,
         };
-        let settings = ExportSettings {
-            endpoint: config.otlp_endpoint.clone(),
-            service_name: config.service_name.clone(),
-            instance: format!("{:016x}", seed as u64),
-            queue: config.otlp_queue,
-        };
         let exporter = match config.otlp_endpoint.is_empty() {
             true => None,
-            false => Some(Exporter::new(settings).context("trace.otlp_endpoint")?),
+            false => Some(exporter(config, seed)?),
         };
         let (exporter, spans) = exporter.unzip();
         let stats = exporter.as_ref().map(Exporter::stats);
@@ -63,6 +57,26 @@ impl Tracing {
         self.spans = None;
         Exporting(self.exporter.take().map(|exporter| tokio::spawn(exporter.run())))
     }
+}
+
+fn exporter(config: &Trace, seed: u128) -> anyhow::Result<(Exporter, Spans)> {
+    let headers = config.headers().map_err(anyhow::Error::msg).context("trace.otlp_headers")?;
+    let trust = config.trust().map_err(anyhow::Error::msg).context("trace.otlp_ca")?;
+    if !headers.is_empty() && config.is_in_clear() {
+        warn!(
+            endpoint = config.otlp_endpoint,
+            "trace.otlp_headers cross the network in clear, readable for whoever is in between"
+        );
+    }
+    let settings = ExportSettings {
+        endpoint: config.otlp_endpoint.clone(),
+        trust,
+        headers,
+        service_name: config.service_name.clone(),
+        instance: format!("{:016x}", seed as u64),
+        queue: config.otlp_queue,
+    };
+    Exporter::new(settings).context("trace.otlp_endpoint")
 }
 
 impl Exporting {

@@ -47,6 +47,8 @@ pub struct Located {
 pub struct Rebases {
     parked: Vec<Located>,
     last: Option<Piece>,
+    /// Frames with followed events that were given since they were last noted.
+    pub(super) marked: Vec<Arc<SharedFrame>>,
 }
 
 /// A piece of what is owed from one number on. After a stall that many viewers
@@ -95,9 +97,11 @@ impl Rebases {
             Wanted::Rebase(from) => from,
         };
         let nothing = Owed { events: Vec::new(), gone: 0, rest: None };
+        let mut marked = std::mem::take(&mut self.marked);
         let (owed, frame) = match owed_from {
             Some(from) => {
                 let piece = self.piece(position, from, bytes, now);
+                marked.extend(piece.frame.clone().filter(|frame| frame.is_marked()));
                 (&piece.owed, piece.frame.clone().map(|frame| ViewerFrame { frame, format }))
             }
             None => (&nothing, None),
@@ -106,6 +110,7 @@ impl Rebases {
         let joined = if last_piece { snapshot.rebased(format).clone() } else { Bytes::new() };
         let state = (snapshot.snapshot().seq, joined);
         delivery.rebased(room, owed, frame, state, &format, &mut stats.delivery, now);
+        self.marked = marked;
     }
 }
 
@@ -131,6 +136,7 @@ impl Shard {
             self.rebases.parked.push(position);
         } else {
             self.viewers.answer(&position, &mut self.rebases, &mut self.stats, now);
+            self.trace_rebased();
         }
     }
 
@@ -145,6 +151,7 @@ impl Shard {
         for position in positions {
             self.viewers.answer(&position, &mut self.rebases, &mut self.stats, now);
         }
+        self.trace_rebased();
     }
 
     /// Sends the questions of slow viewers, and notes when to look at them again.

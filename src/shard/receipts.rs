@@ -158,12 +158,17 @@ impl Shard {
         let mut encoded: HashMap<(ImportantNo, Format), Bytes> = HashMap::new();
         let mut out = Vec::with_capacity(remedies.len());
         let name = room.id.clone();
+        let follows = self.homes.tracer.as_ref().is_some_and(|tracer| tracer.is_following());
+        let mut sent = Vec::new();
         for (member, remedy) in remedies.drain(..) {
             let Some(member) = room.members.get(member) else { continue };
             let Some(key) = self.viewers.key_of(member.viewer) else { continue };
             // A slow viewer has them queued, or is owed them when it skips ahead.
             if self.viewers.has_backlog(member.viewer) {
                 continue;
+            }
+            if follows {
+                sent.push(remedy);
             }
             match remedy {
                 Remedy::Carry(after) => {
@@ -183,6 +188,7 @@ impl Shard {
                 }
             }
         }
+        super::traces::remedied(&mut self.homes.tracer, room, &sent);
         for (key, bytes) in out {
             self.viewers.send(key, bytes, &mut self.stats, now);
         }

@@ -19,6 +19,7 @@ use crate::engine::ids::{ImportantNo, RoomId};
 use crate::engine::outcome::RETRY_AFTER_MS;
 use crate::engine::room::Position;
 use crate::engine::time::Time;
+use crate::trace::Again;
 use crate::wire::close::CloseReason;
 use crate::wire::message::ServerMessage;
 
@@ -304,6 +305,7 @@ impl Shard {
             // A storm of joins must not hold the memory for ever.
             room.waiting = Vec::new();
         }
+        let mut replayed = 0;
         for Waiting { key, resume, acks } in entering {
             let Some(row) = self.viewers.get(key).filter(|row| row.is_open()) else { continue };
             let format = row.format;
@@ -315,6 +317,7 @@ impl Shard {
             if let Some(replay) = &entrance.replay {
                 let bytes = replay.bytes(format, Cut::Full).clone();
                 self.viewers.send(key, bytes, &mut self.stats, now);
+                replayed += 1;
             }
             if resume.is_some() {
                 let recovery = snapshot.recovery();
@@ -338,6 +341,9 @@ impl Shard {
             self.viewers.row_mut(key.index).memberships[place].member = member;
             count(&mut self.stats.joins, &JOIN_RESULTS, "joined");
             self.schedule(key, self.settings.ping_interval);
+        }
+        if let Some(replay) = &entrance.replay {
+            super::traces::again(&mut self.homes.tracer, replay, Again::Replayed, replayed);
         }
         // Also when everyone has left again: the home then hears of none.
         if let Some(room) = self.rooms[index as usize].as_mut() {

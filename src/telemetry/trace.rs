@@ -41,13 +41,19 @@ pub(super) fn trace(text: &mut Text, total: &ShardStats, scrape: &Scrape<'_>) {
     for (name, help, value) in counters {
         text.counter(name, help, value);
     }
-    let (exported, failed) = match shared.export {
-        Some(export) => (load(&export.exported), load(&export.failed)),
-        None => (0, 0),
+    let [exported, failed, untrusted] = match shared.export {
+        Some(export) => [&export.exported, &export.failed, &export.untrusted].map(load),
+        None => [0; 3],
     };
     text.by(
         ("tidegate_trace_spans_total", "result"),
-        "Spans taken by the collector, dropped before it, or refused and lost by it.",
-        [("exported", exported), ("dropped", traces.dropped_spans), ("failed", failed)],
+        "Spans taken by the collector, dropped before it, refused or lost by it, and not sent \
+         since its certificate is not believed.",
+        [
+            ("exported", exported),
+            ("dropped", traces.dropped_spans),
+            ("failed", failed),
+            ("untrusted", untrusted),
+        ],
     );
 }

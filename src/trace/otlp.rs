@@ -14,7 +14,7 @@
 mod exporter;
 pub mod message;
 
-pub use exporter::{ExportSettings, ExportStats, Exporter, Spans};
+pub use exporter::{ExportError, ExportSettings, ExportStats, Exporter, Spans};
 
 use std::sync::Arc;
 
@@ -76,7 +76,7 @@ impl Span {
         }
     }
 
-    fn message(&self) -> SpanMessage {
+    pub(super) fn message(&self) -> SpanMessage {
         let mark = &self.mark;
         let mut attributes = vec![
             Attribute::text("tidegate.room", mark.room.as_str()),

@@ -2,13 +2,17 @@
 //!
 //! It belongs to the shard's thread and takes no lock. Whoever has a marked
 //! event in hand tells it; all else asks first whether anything is open here
-//! ([`Recorder::is_logging`], [`Recorder::awaits_receipts`]), so that events
-//! nobody follows cost a comparison.
+//! ([`Recorder::is_logging`], [`Recorder::awaits_receipts`],
+//! [`Recorder::is_following`]), so that events nobody follows cost a comparison.
+
+mod again;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::again::Again;
+use self::again::{Bursts, Numbers};
 use super::otlp::{Span, Spans};
 use super::step::{Detail, Noted, Step};
 use super::watch::span;
@@ -21,7 +25,8 @@ use crate::engine::room::Offered;
 use crate::engine::stats::DropReason;
 use crate::engine::time::Time;
 
-/// Steps of one trace on one shard; a repeated id adds more each time.
+/// Steps of one trace on one shard; a repeated id adds more each time, and so
+/// does every burst of viewers that get it again.
 const MOST_STEPS: usize = 64;
 
 /// How long acknowledgements are counted: the last horizon of the arrival rate.
@@ -30,8 +35,9 @@ const RECEIPTS_FOR: Duration = Duration::from_secs(10);
 /// Limits of a shard's recorder.
 #[derive(Debug, Clone, Copy)]
 pub struct RecorderSettings {
-    /// Traces kept; the oldest goes first. 2 KiB each at most, until an id is
-    /// repeated; see the test.
+    /// Traces kept; the oldest goes first. 2 KiB each, until an id is repeated
+    /// or the event is sent again; 9 KiB with all the steps a trace may have.
+    /// See the tests.
     pub kept: usize,
 }
 
@@ -106,6 +112,8 @@ struct Trace {
     steps: Vec<Noted>,
     cut: u32,
     last: Time,
+    /// Its number, once it has been sent.
+    important: Option<ImportantNo>,
 }
 
 /// An event that the log has not decided on.
@@ -150,6 +158,8 @@ pub struct Recorder {
     /// Events here that the log has not decided on.
     logging: Vec<Logging>,
     receipts: VecDeque<Receipt>,
+    bursts: Bursts,
+    numbers: Numbers,
     spans: Option<Spans>,
     stats: TraceStats,
 }
@@ -171,6 +181,8 @@ impl Recorder {
             order: VecDeque::new(),
             logging: Vec::new(),
             receipts: VecDeque::new(),
+            bursts: Bursts::default(),
+            numbers: Numbers::default(),
             spans,
             stats: TraceStats::default(),
         }
@@ -281,6 +293,7 @@ impl Recorder {
             let details: Vec<_> = details.into_iter().chain(important).collect();
             self.note(mark, Step::Flushed, &details);
         }
+        self.learn(frame);
     }
 
     /// It has its bytes, so many in each format that is in use.
@@ -319,6 +332,9 @@ impl Recorder {
             }
             self.note_at(mark, Step::Written, &details, begun, ended);
         }
+        if !at_home {
+            self.learn(frame);
+        }
     }
 
     /// Whether acknowledgements are counted.
@@ -342,12 +358,14 @@ impl Recorder {
         }
     }
 
-    /// Ends the counting of acknowledgements whose time is over.
+    /// Ends the counting of acknowledgements whose time is over, and bursts.
     pub fn tick(&mut self, now: Time) {
         while self.receipts.front().is_some_and(|oldest| oldest.until <= now) {
             let Some(oldest) = self.receipts.pop_front() else { break };
             self.close(&oldest);
         }
+        let ended = self.bursts.over(now);
+        self.close_bursts(ended);
     }
 
     fn close(&mut self, receipt: &Receipt) {
@@ -366,7 +384,8 @@ impl Recorder {
         });
         let view = |trace: &Trace| {
             let open = self.receipts.iter().filter(|receipt| receipt.mark.key == trace.mark.key);
-            let steps = trace.steps.iter().cloned().chain(open.filter_map(Receipt::noted));
+            let open = open.filter_map(Receipt::noted).chain(self.bursts.of(trace.mark.key));
+            let steps = trace.steps.iter().cloned().chain(open);
             let (mark, steps) = (Arc::clone(&trace.mark), steps.collect());
             View { mark, shard: self.shard, steps, cut: trace.cut }
         };
@@ -397,7 +416,8 @@ impl Recorder {
         // One that has given way stays away: what is left of it would push out
         // others in turn, and none would be whole.
         if let Some(trace) = self.traces.get_mut(&mark.key) {
-            trace.last = at;
+            // What was counted for a while may end before what was noted meanwhile.
+            trace.last = trace.last.max(at);
             if trace.steps.len() < MOST_STEPS {
                 trace.steps.push(Noted { step, at, since, details: details.to_vec() });
             } else {
@@ -416,12 +436,14 @@ impl Recorder {
     fn begin(&mut self, mark: &Arc<Mark>) {
         while self.traces.len() >= self.settings.kept.max(1) {
             let Some(oldest) = self.order.pop_front() else { break };
-            self.traces.remove(&oldest);
+            if let Some(Trace { mark, important: Some(number), .. }) = self.traces.remove(&oldest) {
+                self.numbers.forget(number, &mark);
+            }
             self.stats.forgotten += 1;
         }
         self.order.push_back(mark.key);
         let (steps, last) = (Vec::with_capacity(8), mark.received);
-        let trace = Trace { mark: Arc::clone(mark), steps, cut: 0, last };
+        let trace = Trace { mark: Arc::clone(mark), steps, cut: 0, last, important: None };
         self.traces.insert(mark.key, trace);
     }
 
@@ -434,7 +456,15 @@ impl Recorder {
         at: Time,
     ) -> Span {
         let (arrival, shard) = (mark.span.to_le_bytes(), self.shard.0.to_le_bytes());
-        let own = span(mark.key, &[&arrival, step.name().as_bytes(), &shard]);
+        // The times tell bursts of one step apart, the words its ways.
+        let times = [since.as_micros().to_le_bytes(), at.as_micros().to_le_bytes()];
+        let word = details.iter().find_map(|(_, detail)| match detail {
+            Detail::Word(word) => Some(*word),
+            Detail::Count(_) => None,
+        });
+        let word = word.unwrap_or_default().as_bytes();
+        let name = step.name().as_bytes();
+        let own = span(mark.key, &[&arrival, name, &shard, &times[0], &times[1], word]);
         Span::of_step(mark, own, step, self.shard, details, since, at)
     }
 
@@ -453,6 +483,8 @@ impl Drop for Recorder {
         while let Some(oldest) = self.receipts.pop_front() {
             self.close(&oldest);
         }
+        let ended = self.bursts.end();
+        self.close_bursts(ended);
     }
 }
 

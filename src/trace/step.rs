@@ -2,7 +2,8 @@
 
 use crate::engine::time::Time;
 
-/// One step. A trace's steps come in this order, as far as they come.
+/// One step. A trace's steps come in this order, as far as they come; those from
+/// [`Carried`](Step::Carried) on may come in any, and again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Step {
     /// It was read from its socket.
@@ -29,6 +30,16 @@ pub enum Step {
     Encoded,
     /// One shard has given the frame to all its viewers' sockets or backlogs.
     Written,
+    /// It was sent along to viewers of one shard who had not acknowledged it.
+    Carried,
+    /// Viewers of one shard were told that they miss it.
+    Missed,
+    /// It was asked for by number.
+    Pulled,
+    /// Viewers of one shard came back and were sent it.
+    Replayed,
+    /// Slow viewers of one shard skipped ahead and were sent it.
+    Rebased,
     /// Viewers of one shard have acknowledged it.
     Confirmed,
 }
@@ -50,6 +61,11 @@ impl Step {
             Step::Flushed => "flushed",
             Step::Encoded => "encoded",
             Step::Written => "written",
+            Step::Carried => "carried",
+            Step::Missed => "missed",
+            Step::Pulled => "pulled",
+            Step::Replayed => "replayed",
+            Step::Rebased => "rebased",
             Step::Confirmed => "confirmed",
         }
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
 use prost::Message as _;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::harness::PATIENCE;
 
@@ -29,29 +30,58 @@ pub(crate) struct Seen {
 /// A listening collector.
 pub(crate) struct Collector {
     pub(crate) address: SocketAddr,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    took: Arc<Took>,
+}
+
+/// What was posted to it.
+#[derive(Default)]
+struct Took {
+    seen: Mutex<Vec<Seen>>,
+    /// Request lines and headers, in lower case.
+    heads: Mutex<Vec<String>>,
+    /// Requests to be answered with 503.
+    refusals: Mutex<usize>,
 }
 
 impl Collector {
     /// One that answers the first so many requests with 503.
     pub(crate) fn start(refusals: usize) -> Collector {
+        Self::listen(refusals, serve)
+    }
+
+    /// One that speaks TLS.
+    pub(crate) fn start_tls(config: Arc<ServerConfig>) -> Collector {
+        Self::listen(0, move |stream, took| {
+            let connection = ServerConnection::new(Arc::clone(&config)).expect("a server");
+            serve(StreamOwned::new(connection, stream), took);
+        })
+    }
+
+    fn listen(
+        refusals: usize,
+        serve: impl Fn(TcpStream, &Took) + Clone + Send + 'static,
+    ) -> Collector {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let into = Arc::clone(&seen);
-        let left = Arc::new(Mutex::new(refusals));
+        let took = Arc::new(Took { refusals: Mutex::new(refusals), ..Took::default() });
+        let into = Arc::clone(&took);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (into, left) = (Arc::clone(&into), Arc::clone(&left));
-                std::thread::spawn(move || serve(stream, &into, &left));
+                let (into, serve) = (Arc::clone(&into), serve.clone());
+                std::thread::spawn(move || serve(stream, &into));
             }
         });
-        Collector { address, seen }
+        Collector { address, took }
+    }
+
+    /// Request lines and headers so far, in lower case.
+    pub(crate) fn heads(&self) -> Vec<String> {
+        self.took.heads.lock().expect("no test has failed").clone()
     }
 
     /// The spans of an event so far.
     pub(crate) fn spans_of(&self, event: &str) -> Vec<Seen> {
-        let seen = self.seen.lock().expect("no test has failed");
+        let seen = self.took.seen.lock().expect("no test has failed");
         seen.iter().filter(|span| span.event == event).cloned().collect()
     }
 
@@ -69,26 +99,28 @@ impl Collector {
     }
 }
 
-fn serve(stream: TcpStream, seen: &Mutex<Vec<Seen>>, refusals: &Mutex<usize>) {
+fn serve(stream: impl Read + Write, took: &Took) {
     let mut reader = BufReader::new(stream);
     while let Some((head, body)) = request(&mut reader) {
-        assert!(head.starts_with("post /v1/traces http/1.1\r\n"), "{head}");
+        assert!(head.contains("/v1/traces http/1.1\r\n"), "{head}");
         assert!(head.contains("content-type: application/x-protobuf\r\n"), "{head}");
-        let mut left = refusals.lock().expect("no test has failed");
+        took.heads.lock().expect("no test has failed").push(head);
+        let mut left = took.refusals.lock().expect("no test has failed");
         let answer = if *left > 0 {
             *left -= 1;
             "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
         } else {
             let request = ExportTraceServiceRequest::decode(&body[..]).expect("OTLP");
-            seen.lock().expect("no test has failed").extend(spans(request));
+            took.seen.lock().expect("no test has failed").extend(spans(request));
             "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
         };
         drop(left);
-        reader.get_mut().write_all(answer.as_bytes()).expect("answered");
+        let stream = reader.get_mut();
+        stream.write_all(answer.as_bytes()).and_then(|()| stream.flush()).expect("answered");
     }
 }
 
-fn request(reader: &mut BufReader<TcpStream>) -> Option<(String, Vec<u8>)> {
+fn request(reader: &mut BufReader<impl Read>) -> Option<(String, Vec<u8>)> {
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
         if reader.read_line(&mut head).ok()? == 0 {

@@ -15,6 +15,8 @@ use crate::log::{Read, ReadAnswer};
 use crate::shard::peers::{After, Asker, Events, LogRead, Message, Path, Wanted};
 use crate::shard::rebase::Located;
 use crate::shard::stats::{PULL_RESULTS, count};
+use crate::shard::traces;
+use crate::trace::Again;
 use crate::wire::message::ServerMessage;
 use crate::wire::shared::{SharedFrame, SharedSnapshot, message};
 
@@ -87,6 +89,7 @@ impl Homes {
             home.pulled.iter().find(|pulled| (pulled.after, pulled.events) == (after, events));
         if let Some(Pulled { frame, complete, .. }) = known {
             count(&mut self.pulls.results, &PULL_RESULTS, "shared");
+            traces::again(&mut self.tracer, frame, Again::Pulled, 1);
             return send_pulled(id, asker, frame, *complete, path.as_ref());
         }
         let replay = home.room.history_after_important(after, events);
@@ -130,6 +133,7 @@ impl Homes {
         let Some(home) = self.rooms.get_mut(id) else { return };
         let frame = Arc::new(SharedFrame::new(home.beside(events, now), self.settings.compression));
         send_pulled(id, asker, &frame, complete, path);
+        traces::again(&mut self.tracer, &frame, Again::Pulled, 1);
         if home.pulled.len() < PULLS_KEPT {
             home.pulled.push(Pulled { after, events: wanted, made: now, frame, complete });
         }
@@ -206,7 +210,10 @@ impl Homes {
                 let reason = Wanted::Http { after, events: limit, reply };
                 self.read_log(id, after, limit, reason, path);
             }
-            _ => drop(reply.send(Some(events))),
+            _ => {
+                super::traces::read(&mut self.tracer, &events.events);
+                drop(reply.send(Some(events)));
+            }
         }
     }
 
@@ -241,7 +248,10 @@ impl Homes {
 
     /// The log has answered.
     pub fn log_read(&mut self, read: LogRead, path: &dyn Path, now: Time) {
-        let LogRead { room: id, wanted, answer } = read;
+        let LogRead { room: id, wanted, mut answer } = read;
+        if let (Some(tracer), Some(home)) = (&self.tracer, self.rooms.get(&id)) {
+            tracer.recognise(&id, home.room.epoch(), &mut answer.events);
+        }
         match wanted {
             Wanted::Pull { after, events, asker } => {
                 let Some(home) = self.rooms.get(&id) else { return };
@@ -257,6 +267,9 @@ impl Homes {
                     let more = last.unwrap_or(after) < home.room.sent_important();
                     home.events(events, complete, more)
                 });
+                if let Some(Events { events, .. }) = &events {
+                    super::traces::read(&mut self.tracer, events);
+                }
                 let _ = reply.send(events);
             }
             Wanted::Digest(reconcile) => {

@@ -13,6 +13,7 @@ use crate::engine::ids::ImportantNo;
 use crate::engine::time::Time;
 use crate::shard::peers::{Message, Path, Reconcile, Wanted};
 use crate::shard::stats::{DIGEST_RESULTS, count};
+use crate::trace::Again;
 use crate::wire::message::ServerMessage;
 use crate::wire::shared::message;
 
@@ -91,6 +92,9 @@ impl Homes {
             self.digests.next_log = now + LOG_EVERY;
             let (has, sent) = (theirs.count, ours.count);
             warn!(%room, from = from.0, to = to.0, has, sent, "a viewer has other events than were sent");
+        }
+        if let (Some(tracer), Some(home)) = (&mut self.tracer, self.rooms.get(room)) {
+            tracer.missed((room, home.room.epoch()), (*from, *to), Again::Digest);
         }
         let (from, to, within_ms) = (*from, *to, PULL_WITHIN_MS);
         let told = ServerMessage::Missed { room: room.as_str(), from, to, within_ms };

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::Homes;
-use crate::engine::event::Event;
+use crate::engine::event::{Event, Numbered};
 use crate::engine::ids::{ImportantNo, RoomId};
 use crate::engine::mark::Mark;
 use crate::engine::outcome::Refusal;
 use crate::engine::room::{Offered, Room};
-use crate::trace::{Detail, Query, Recorder, View};
+use crate::trace::{Again, Detail, Query, Recorder, View};
 use crate::wire::Format;
 use crate::wire::shared::SharedFrame;
 
@@ -76,6 +76,15 @@ pub(super) fn refused(tracer: Tracer<'_>, event: &Event, refusal: Refusal) {
     if let (Some(mark), Some(tracer)) = (&event.mark, tracer) {
         tracer.taken(mark);
         tracer.refused(mark, refusal.code());
+    }
+}
+
+/// Somebody over HTTP gets these events of a room.
+pub(super) fn read(tracer: &mut Option<Box<Recorder>>, events: &[Arc<Numbered>]) {
+    if let Some(tracer) = tracer
+        && tracer.is_following()
+    {
+        tracer.again(events, Again::Read, 1);
     }
 }
 

@@ -7,14 +7,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{CONTENT_TYPE, USER_AGENT};
+use http::uri::{InvalidUri, Uri};
+use http::{HeaderMap, HeaderValue, Request as HttpRequest, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use prost::Message as _;
-use reqwest::StatusCode;
+use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use super::Span;
 use super::message::{Attribute, Request, Resource, ResourceSpans, Response, Scope, ScopeSpans};
+use crate::connector::{Connector, innermost};
+use crate::trust::{self, Trust};
 
 /// Spans of one request: the default of the OpenTelemetry SDKs.
 const BATCH: usize = 512;
@@ -27,14 +35,25 @@ const ATTEMPTS: u32 = 4;
 /// Pause after the first failure; doubled after each.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// Bytes of an answer that are read: it holds a number, and perhaps a sentence.
+const MOST_ANSWER: usize = 64 << 10;
+/// A connection that nothing was sent on for so long is closed.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// The way in.
 pub type Spans = mpsc::Sender<Span>;
 
 /// Where spans go, and as whose.
 #[derive(Debug, Clone)]
 pub struct ExportSettings {
-    /// Base of the collector's address; `/v1/traces` is added.
+    /// Base of the collector's address, `http://` or `https://`; `/v1/traces` is
+    /// added.
     pub endpoint: String,
+    /// Whose certificate is believed there.
+    pub trust: Trust,
+    /// What requests carry beside what OTLP asks for. Values that are secret are
+    /// marked so.
+    pub headers: HeaderMap,
     /// `service.name`.
     pub service_name: String,
     /// `service.instance.id`, unlike any other's.
@@ -50,16 +69,31 @@ pub struct ExportStats {
     pub exported: AtomicU64,
     /// Refused by it, or not delivered.
     pub failed: AtomicU64,
+    /// Not sent, since its certificate is not believed.
+    pub untrusted: AtomicU64,
+}
+
+/// Why there can be no exporter.
+#[derive(Debug, Error)]
+pub enum ExportError {
+    /// The endpoint is no URL.
+    #[error("not a URL: {0}")]
+    Endpoint(#[from] InvalidUri),
+    /// TLS could not be set up.
+    #[error("TLS does not start: {0}")]
+    Tls(#[from] rustls::Error),
 }
 
 /// See the module's documentation.
 pub struct Exporter {
     spans: mpsc::Receiver<Span>,
-    client: reqwest::Client,
-    url: String,
+    client: Client<Connector, Full<Bytes>>,
+    url: Uri,
+    headers: HeaderMap,
     resource: Resource,
     stats: Arc<ExportStats>,
-    failing: bool,
+    /// Why the last batch was not taken.
+    failing: Option<Lost>,
 }
 
 enum Failed {
@@ -67,28 +101,45 @@ enum Failed {
     ForNow(String),
     /// It will not.
     ForEver(String),
+    /// Who answers there is not believed: nothing was sent. It takes people to
+    /// change that.
+    Untrusted(String),
+}
+
+/// Sorts of failures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lost {
+    Refused,
+    Unreachable,
+    Untrusted,
 }
 
 impl Exporter {
     /// An exporter and the way to it.
     ///
     /// # Errors
-    /// The HTTP client's, which cannot be made.
-    pub fn new(settings: ExportSettings) -> reqwest::Result<(Self, Spans)> {
+    /// [`ExportError`]. Whether the collector is there is not known yet.
+    pub fn new(settings: ExportSettings) -> Result<(Self, Spans), ExportError> {
         let (sender, spans) = mpsc::channel(settings.queue.max(1));
         let attributes = vec![
             Attribute::text("service.name", &settings.service_name),
             Attribute::text("service.version", env!("CARGO_PKG_VERSION")),
             Attribute::text("service.instance.id", &settings.instance),
         ];
-        let exporter = Self {
-            spans,
-            client: reqwest::Client::builder().timeout(ATTEMPT).no_proxy().build()?,
-            url: format!("{}/v1/traces", settings.endpoint.trim_end_matches('/')),
-            resource: Resource { attributes },
-            stats: Arc::default(),
-            failing: false,
-        };
+        let url = format!("{}/v1/traces", settings.endpoint.trim_end_matches('/'));
+        let url: Uri = url.parse()?;
+        let connector = Connector::new(&url, &settings.trust, b"http/1.1", ATTEMPT)?;
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .pool_max_idle_per_host(1)
+            .build(connector);
+        let mut headers = settings.headers;
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
+        let agent = concat!("tidegate/", env!("CARGO_PKG_VERSION"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(agent));
+        let (resource, stats) = (Resource { attributes }, Arc::default());
+        let exporter = Self { spans, client, url, headers, resource, stats, failing: None };
         Ok((exporter, sender))
     }
 
@@ -127,22 +178,39 @@ impl Exporter {
                     let taken = batch.len() as u64 - rejected;
                     self.stats.exported.fetch_add(taken, Ordering::Relaxed);
                     self.stats.failed.fetch_add(rejected, Ordering::Relaxed);
-                    self.failing = false;
+                    self.failing = None;
                     return;
                 }
                 Err(Failed::ForNow(_)) if attempt < ATTEMPTS => {
                     sleep(pause).await;
                     pause *= 2;
                 }
-                Err(Failed::ForNow(why) | Failed::ForEver(why)) => {
-                    self.stats.failed.fetch_add(batch.len() as u64, Ordering::Relaxed);
-                    // Said once, until it works again: the counter tells the rest.
-                    if !std::mem::replace(&mut self.failing, true) {
-                        warn!(url = self.url, why, "spans cannot be exported");
-                    }
-                    return;
-                }
+                Err(failed) => return self.lost(batch.len() as u64, failed),
             }
+        }
+    }
+
+    fn lost(&mut self, spans: u64, failed: Failed) {
+        let (lost, why, count) = match failed {
+            Failed::ForNow(why) => (Lost::Unreachable, why, &self.stats.failed),
+            Failed::ForEver(why) => (Lost::Refused, why, &self.stats.failed),
+            Failed::Untrusted(why) => (Lost::Untrusted, why, &self.stats.untrusted),
+        };
+        count.fetch_add(spans, Ordering::Relaxed);
+        // Said once, until it works again or fails otherwise: the counters tell
+        // the rest.
+        if self.failing.replace(lost) == Some(lost) {
+            return;
+        }
+        let url = self.url.to_string();
+        match lost {
+            Lost::Untrusted => warn!(
+                url,
+                why,
+                "spans are not exported: the collector's certificate is not believed; if an \
+                 authority of your own signed it, name that in trace.otlp_ca"
+            ),
+            Lost::Refused | Lost::Unreachable => warn!(url, why, "spans cannot be exported"),
         }
     }
 
@@ -159,13 +227,27 @@ impl Exporter {
 
     /// Sends a batch; returns how many spans of it were refused.
     async fn post(&self, body: Bytes) -> Result<u64, Failed> {
-        let for_now = |error: reqwest::Error| Failed::ForNow(error.to_string());
-        let request = self.client.post(&self.url).body(body);
-        let request = request.header("content-type", "application/x-protobuf");
-        let answer = request.send().await.map_err(for_now)?;
-        let status = answer.status();
+        let mut request = HttpRequest::post(self.url.clone()).body(Full::new(body));
+        if let Ok(request) = &mut request {
+            request.headers_mut().clone_from(&self.headers);
+        }
+        let request = request.map_err(|error| Failed::ForEver(error.to_string()))?;
+        let exchange = async {
+            let answer = self.client.request(request).await.map_err(|error| {
+                let why = innermost(&error);
+                if trust::is_distrust(&error) {
+                    return Failed::Untrusted(why);
+                }
+                Failed::ForNow(why)
+            })?;
+            let status = answer.status();
+            // Also what says nothing is read, so that the connection can be used again.
+            let body = Limited::new(answer.into_body(), MOST_ANSWER).collect().await;
+            Ok((status, body.map(|body| body.to_bytes()).unwrap_or_default()))
+        };
+        let late = || Err(Failed::ForNow("no answer in time".to_owned()));
+        let (status, body) = timeout(ATTEMPT, exchange).await.unwrap_or_else(|_| late())?;
         if status.is_success() {
-            let body = answer.bytes().await.unwrap_or_default();
             let said = Response::decode(body).unwrap_or_default().partial_success;
             return Ok(said.map_or(0, |said| u64::try_from(said.rejected_spans).unwrap_or(0)));
         }

@@ -3,6 +3,8 @@ use std::sync::OnceLock;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::engine::event::Numbered;
+use crate::engine::ids::Epoch;
 use crate::engine::mark::Way;
 use crate::engine::stats::DropReason;
 use crate::engine::testing::{chat, red_packet};
@@ -101,11 +103,10 @@ fn the_log_decides_over_its_own_room_and_numbers_only() {
 fn frame(mark: &Arc<Mark>) -> Frame {
     let event =
         crate::engine::event::Event { mark: Some(Arc::clone(mark)), ..red_packet("a").event() };
-    let numbered =
-        |event, important| crate::engine::event::Numbered { event, seq: Some(Seq(7)), important };
+    let numbered = |event, important| Numbered { event, seq: Some(Seq(7)), important };
     Frame {
         room: mark.room.clone(),
-        epoch: crate::engine::ids::Epoch(1),
+        epoch: Epoch(1),
         first_seq: Seq(6),
         last_seq: Seq(7),
         important: ImportantNo(3),
@@ -145,6 +146,153 @@ fn acknowledgements_count_for_their_number_until_their_time_is_over() {
     assert_eq!(steps(&recorder, "a"), [Step::Written, Step::Confirmed], "and it stays");
 }
 
+/// A number's event, with its mark or as the log brings it.
+fn numbered(mark: &Arc<Mark>, number: u64, marked: bool) -> Arc<Numbered> {
+    let event = crate::engine::event::Event {
+        mark: marked.then(|| Arc::clone(mark)),
+        ..red_packet(&mark.id).event()
+    };
+    Arc::new(Numbered { event, seq: Some(Seq(7)), important: Some(ImportantNo(number)) })
+}
+
+/// One that has been sent, with number 3.
+fn sent(mark: &Arc<Mark>, recorder: &mut Recorder) {
+    let (begun, ended) = (mark.received, mark.received);
+    let written = Written { begun, ended, whole: 2, backlogged: 0, at_home: false };
+    recorder.written(&frame(mark), written);
+}
+
+fn last(recorder: &Recorder) -> Noted {
+    let view = recorder.views(&Query { limit: 1, ..Query::default() }).remove(0);
+    view.steps.last().expect("a step").clone()
+}
+
+#[test]
+fn viewers_who_get_it_again_are_one_step_by_way_and_burst() {
+    let mut recorder = recorder(9, None);
+    let mark = mark("a", 1);
+    sent(&mark, &mut recorder);
+    let event = [numbered(&mark, 3, true)];
+    for viewers in [5, 3, 2] {
+        recorder.again(&event, Again::Carried, viewers);
+    }
+    recorder.again(&event, Again::Replayed, 150_000);
+    recorder.again(&event, Again::Replayed, 50_000);
+    recorder.again(&event, Again::Pulled, 1);
+    recorder.again(&event, Again::Read, 1);
+    let view = recorder.views(&Query { limit: 1, ..Query::default() }).remove(0);
+    let count = |name, count| (name, Detail::Count(count));
+    let expected = [
+        (Step::Carried, vec![count("viewers", 5), count("rounds", 3)]),
+        (Step::Replayed, vec![count("viewers", 200_000)]),
+        (Step::Pulled, vec![("way", Detail::Word("viewer")), count("viewers", 1)]),
+        (Step::Pulled, vec![("way", Detail::Word("http")), count("answers", 1)]),
+    ];
+    let again = &view.steps[1..];
+    assert_eq!(again.len(), expected.len(), "{again:?}");
+    for (step, details) in expected {
+        let found = again.iter().find(|noted| (noted.step, &noted.details) == (step, &details));
+        assert!(found.is_some_and(|noted| noted.since <= noted.at), "{step:?} {details:?}");
+    }
+    // Quiet for long enough, all are over; who comes then is another burst.
+    recorder.tick(recorder.clock.now() + Duration::from_secs(9));
+    assert!(recorder.is_counting());
+    recorder.tick(recorder.clock.now() + Duration::from_secs(10));
+    assert!(!recorder.is_counting());
+    recorder.again(&event, Again::Replayed, 7);
+    assert_eq!(last(&recorder).details, [count("viewers", 7)]);
+    assert_eq!(steps(&recorder, "a").len(), 6);
+}
+
+#[test]
+fn a_burst_that_never_rests_ends_after_a_minute() {
+    let mut bursts = Bursts::default();
+    let (mark, start) = (mark("a", 1), clock().now());
+    for second in 0..60 {
+        let now = start + Duration::from_secs(second);
+        bursts.add(&mark, Again::Replayed, 1, now);
+        assert!(bursts.over(now).is_empty(), "{second}");
+    }
+    let ended = bursts.over(start + Duration::from_secs(60));
+    assert_eq!(ended.len(), 1);
+    assert_eq!(ended[0].noted().details, [("viewers", Detail::Count(60))]);
+    assert!(bursts.is_empty());
+}
+
+#[test]
+fn the_log_s_events_get_their_marks_back_and_only_those() {
+    let mut recorder = recorder(9, None);
+    let (mark, other) = (mark("a", 1), mark("b", 2));
+    sent(&mark, &mut recorder);
+    let bring = |recorder: &Recorder, epoch, number, of: &Arc<Mark>| {
+        let mut events = [numbered(of, number, false)];
+        recorder.recognise(&of.room, Epoch(epoch), &mut events);
+        events[0].event.mark.clone()
+    };
+    assert_eq!(bring(&recorder, 1, 3, &mark), Some(Arc::clone(&mark)));
+    assert_eq!(bring(&recorder, 1, 4, &mark), None, "another number");
+    assert_eq!(bring(&recorder, 2, 3, &mark), None, "another numbering");
+    assert_eq!(bring(&recorder, 1, 3, &other), None, "another id");
+
+    let told = |recorder: &mut Recorder, from, to| {
+        let range = (ImportantNo(from), ImportantNo(to));
+        recorder.missed((&mark.room, Epoch(1)), range, Again::Silent);
+    };
+    told(&mut recorder, 1, 2);
+    told(&mut recorder, 4, 1);
+    assert!(!recorder.is_counting());
+    told(&mut recorder, 2, 9);
+    told(&mut recorder, 3, 3);
+    let details = [("why", Detail::Word("silent")), ("viewers", Detail::Count(2))];
+    assert_eq!((last(&recorder).step, &last(&recorder).details[..]), (Step::Missed, &details[..]));
+}
+
+#[test]
+fn what_is_known_of_numbers_and_bursts_is_bounded_by_the_traces() {
+    let mut recorder = recorder(3, None);
+    for key in 1..=20 {
+        let mark = mark(&format!("e{key}"), key);
+        sent(&mark, &mut recorder);
+        recorder.again(&[numbered(&mark, 3, true)], Again::Replayed, 1);
+        assert!(recorder.bursts.len() <= 3);
+    }
+    let room = RoomId::new("r").expect("a name");
+    let known = recorder.numbers.of(&room, Epoch(1)).expect("a room");
+    assert_eq!(known.len(), 1, "each has taken the number of the last");
+    assert_eq!(steps(&recorder, "e20"), [Step::Written, Step::Replayed]);
+    // What has given way comes back only where it pushes out nothing.
+    let first = mark("e1", 1);
+    recorder.again(&[numbered(&first, 3, true)], Again::Replayed, 1);
+    assert!(steps(&recorder, "e1").is_empty());
+    let mut fresh = self::recorder(3, None);
+    assert!(!fresh.is_following());
+    fresh.again(&[numbered(&first, 3, true)], Again::Replayed, 1);
+    assert_eq!(steps(&fresh, "e1"), [Step::Replayed], "it came while nobody watched here");
+}
+
+#[test]
+fn bursts_are_exported_when_they_end_each_as_a_span_of_its_own() {
+    let (sender, mut receiver) = mpsc::channel(99);
+    let mut recorder = recorder(9, Some(sender));
+    let mark = mark("a", 1);
+    let event = [numbered(&mark, 3, true)];
+    recorder.again(&event, Again::Pulled, 1);
+    recorder.again(&event, Again::Read, 1);
+    assert!(receiver.try_recv().is_err(), "they go on");
+    recorder.tick(recorder.clock.now() + Duration::from_secs(10));
+    // Another, of which the end of the shard is the end.
+    recorder.again(&event, Again::Pulled, 1);
+    drop(recorder);
+    let mut ids = Vec::new();
+    while let Ok(span) = receiver.try_recv() {
+        ids.push(span.message().span_id);
+    }
+    assert_eq!(ids.len(), 3);
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 3, "each has an id of its own");
+}
+
 #[test]
 fn spans_that_find_no_room_are_dropped_and_counted() {
     let (sender, mut receiver) = mpsc::channel(2);
@@ -180,10 +328,18 @@ fn a_whole_trace_and_a_span_are_as_small_as_the_configuration_says() {
     assert_eq!(trace.steps.len(), 9);
     let detail = size_of::<(&str, Detail)>();
     let details: usize = trace.steps.iter().map(|noted| noted.details.capacity() * detail).sum();
+    let trace_mark = Arc::clone(&mark);
     let mark = size_of::<Mark>() + mark.id.len() + mark.kind.len();
     let steps = trace.steps.capacity() * size_of::<Noted>();
     let whole = size_of::<Trace>() + mark + steps + details;
-    assert!(whole <= 2_048, "{whole} bytes");
+    // Its number in the index: a place in a tree that is half full at least.
+    let number = 2 * size_of::<(ImportantNo, Arc<Mark>)>();
+    assert!(whole + number <= 2_048, "{whole} bytes and {number}");
+    // As many more as there may be, with the most details that a burst has.
+    recorder.bursts.add(&trace_mark, Again::Carried, 1, trace_mark.received);
+    let burst = recorder.bursts.end()[0].noted().details.len();
+    let rest = MOST_STEPS * (size_of::<Noted>() + burst * detail);
+    assert!(whole + number + rest <= 9 << 10, "{whole}, {number} and {rest} bytes");
     // The largest number of details a step has.
     let span = size_of::<Span>() + 4 * detail;
     assert!(span <= 320, "{span} bytes");

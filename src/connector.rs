@@ -1,5 +1,7 @@
-//! Connections to the server, in clear or over TLS, for both protocols.
+//! Connections to a server, in clear or over TLS: of publishers, to the edge, and
+//! of the edge, to a collector of spans.
 
+use std::error::Error;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,7 +18,6 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tower::Service;
 
-use super::StartError;
 use crate::trust::Trust;
 
 /// For connecting and TLS' handshake.
@@ -24,13 +25,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Makes connections to the server of a URL: TLS if that is `https://`.
 #[derive(Clone)]
-pub(super) struct Connector {
+pub(crate) struct Connector {
     tls: Option<TlsConnector>,
     timeout: Duration,
 }
 
 /// What a protocol runs on.
-pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 impl Connection for Box<dyn Duplex> {
@@ -42,18 +43,17 @@ impl Connection for Box<dyn Duplex> {
 impl Connector {
     /// For connections that speak `protocol` (RFC 7301) and are there within
     /// `timeout`, or within 5 s.
-    pub(super) fn new(
+    ///
+    /// # Errors
+    /// rustls' own, if it cannot be set up.
+    pub(crate) fn new(
         url: &Uri,
         trust: &Trust,
         protocol: &[u8],
         timeout: Duration,
-    ) -> Result<Self, StartError> {
+    ) -> Result<Self, rustls::Error> {
         let tls = match url.scheme_str() {
-            Some("https") => {
-                let tls = trust.client(&[protocol]);
-                let tls = tls.map_err(|error| StartError::Tls(error.to_string()))?;
-                Some(TlsConnector::from(Arc::new(tls)))
-            }
+            Some("https") => Some(TlsConnector::from(Arc::new(trust.client(&[protocol])?))),
             _ => None,
         };
         Ok(Self { tls, timeout: timeout.min(CONNECT_TIMEOUT) })
@@ -91,4 +91,13 @@ impl Service<Uri> for Connector {
         let late = || io::Error::new(io::ErrorKind::TimedOut, "connecting took too long");
         Box::pin(async move { connecting.await.unwrap_or_else(|_| Err(late())) })
     }
+}
+
+/// What the outer errors wrap: "client error (Connect)" says nothing.
+pub(crate) fn innermost(error: &dyn Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
 }

@@ -18,11 +18,11 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::outlet::{Carrier, NonMaxLink, outlet};
-use super::pending::Pending;
+use super::pending::{Pending, SlowTotals};
 use super::rebase::{Located, Rebases};
 use super::secure::Secured;
 use super::stats::ShardStats;
-use crate::engine::delivery::{Ask, Cut, LadderSettings, Rung, Verdict};
+use crate::engine::delivery::{Ask, Cut, LadderSettings, Verdict};
 use crate::engine::ids::RoomId;
 use crate::engine::time::Time;
 use crate::wire::close::CloseReason;
@@ -134,19 +134,6 @@ pub struct Connections {
     pub ended: Vec<(ViewerKey, CloseReason)>,
 }
 
-/// Where the slow viewers of a shard stand.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SlowTotals {
-    /// Viewers with something that waits.
-    pub viewers: u64,
-    /// Frames and messages.
-    pub frames: u64,
-    /// Bytes of them.
-    pub bytes: u64,
-    /// Viewers on each rung but the first.
-    pub rungs: [u64; Rung::COUNT],
-}
-
 impl Connections {
     /// None yet.
     #[must_use]
@@ -234,13 +221,7 @@ impl Connections {
         let mut totals = SlowTotals::default();
         let slow = self.rows.iter().filter_map(|row| row.pending.as_ref());
         // Of many thousand rows nearly none: no walk over all of them for nothing.
-        for pending in slow.take(self.slow) {
-            let delivery = &pending.delivery;
-            totals.viewers += u64::from(!delivery.is_empty());
-            totals.frames += delivery.len() as u64;
-            totals.bytes += delivery.bytes() as u64;
-            totals.rungs[delivery.rung().index()] += u64::from(delivery.rung() != Rung::Full);
-        }
+        slow.take(self.slow).for_each(|pending| totals.add(pending));
         totals
     }
 

@@ -6,7 +6,7 @@ use std::io;
 
 use super::outlet::Outlet;
 use super::stats::ShardStats;
-use crate::engine::delivery::{Delivery, LadderSettings};
+use crate::engine::delivery::{Delivery, LadderSettings, Rung};
 use crate::engine::time::Time;
 use crate::wire::Format;
 use crate::wire::shared::ViewerFrame;
@@ -59,5 +59,29 @@ impl Pending {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// Where the slow viewers of a shard stand.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SlowTotals {
+    /// Viewers with something that waits.
+    pub viewers: u64,
+    /// Frames and messages.
+    pub frames: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Viewers on each rung but the first.
+    pub rungs: [u64; Rung::COUNT],
+}
+
+impl SlowTotals {
+    /// Another viewer for whom something waits, or did until now.
+    pub(super) fn add(&mut self, pending: &Pending) {
+        let delivery = &pending.delivery;
+        self.viewers += u64::from(!delivery.is_empty());
+        self.frames += delivery.len() as u64;
+        self.bytes += delivery.bytes() as u64;
+        self.rungs[delivery.rung().index()] += u64::from(delivery.rung() != Rung::Full);
     }
 }

@@ -46,6 +46,10 @@ const CATCH_UP: f64 = 1.1;
 /// that listen come down to it, and the wait is gone; for those that do not, half
 /// of it refused half of the events for nothing, since reading them is the work.
 const LEAST_DONE: f64 = 0.94;
+/// Share of the capacity below which what is done here is not what others wait for: a
+/// shard that reads for the rooms of other shards has next to no work of its own, and
+/// refusing a part of that would spare nobody anything.
+const TRIFLE: f64 = 0.02;
 /// Tiers that together ask for no more than this share of the capacity are safe.
 const SAFE: f64 = 0.9;
 /// Time constant of the histogram while windows agree, in microseconds.
@@ -374,6 +378,8 @@ impl Controller {
         let goal = self.capacity.rate() * (1.0 + self.margin);
         let before = window.before / window.requests.max(1) as f64;
         let behind = before / settings.threshold.as_micros().max(1) as f64;
+        let trifle = window.arrived / elapsed < TRIFLE * self.capacity.rate();
+        let behind = if trifle { 0.0 } else { behind };
         let target = if let Some(target) = self.catch_up(settings, &window, elapsed, behind) {
             target.min(goal)
         } else if evicting {

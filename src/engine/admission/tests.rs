@@ -299,6 +299,34 @@ fn a_stalled_server_does_not_look_idle() {
     assert!(!admission.verdict().overloaded);
 }
 
+/// A shard that reads for the rooms of others, or shares its processor: what its
+/// own few rooms ask for waits, and is not why.
+#[test]
+fn a_trickle_is_not_refused_for_what_keeps_it_waiting() {
+    let mut admission: Admission<()> = Admission::new(AdmissionSettings::default(), START);
+    let mut shed = Vec::new();
+    for n in 0..1_000_u64 {
+        let now = START + Duration::from_millis(10 * n);
+        let entry = |k: u64| Entry {
+            item: (),
+            priority: Priority::new(Tier((n % 6) as u8), (k % 128) as u8, 0),
+            room: n % 10,
+            cost: 50.0,
+            arrived: now - Duration::from_millis(60),
+            deadline: None,
+        };
+        admission.wake(now);
+        (0..2).for_each(|k| admission.offer(entry(n * 7 + k), now, &mut shed));
+        let mut done = now;
+        while admission.take(done, &mut shed).is_some() {
+            done = done + Duration::from_micros(50);
+        }
+        // The rest of the time the thread is busy with something else.
+        admission.tick(done);
+    }
+    assert!(shed.is_empty(), "{} of 2000 refused, {:?}", shed.len(), admission.verdict());
+}
+
 #[test]
 fn what_expires_while_waiting_is_shed_by_that_name() {
     let mut admission: Admission<u32> = Admission::new(AdmissionSettings::default(), START);

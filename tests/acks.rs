@@ -43,6 +43,17 @@ fn frame_with(viewer: &mut Viewer, id: &str) -> Value {
     }
 }
 
+/// The first event of the next frame that has any: some tell only the number of
+/// viewers.
+fn next_event(viewer: &mut Viewer) -> Value {
+    loop {
+        let frame = viewer.expect("frame");
+        if frame["events"][0].is_object() {
+            return frame["events"][0]["id"].clone();
+        }
+    }
+}
+
 #[test]
 fn who_is_silent_is_sent_it_again_and_told_to_pull() {
     let server = Server::start(FAST);
@@ -168,12 +179,12 @@ fn clients_that_know_nothing_of_it_are_left_alone() {
     // By the time that a silent viewer would have been told twice.
     server.wait_metric("tidegate_important_missed_total", 1.0);
     publish(&server, "q");
-    assert_eq!(plain.expect("frame")["events"][0]["id"], "q");
+    assert_eq!(next_event(&mut plain), "q");
     // An acknowledgement for another room, or of what never was, is no mistake.
     plain.send(&json!({"ack": {"room": "elsewhere", "important": 7}}));
     plain.send(&json!({"ack": {"room": "r", "important": 1_000_000}}));
     publish(&server, "s");
-    assert_eq!(plain.expect("frame")["events"][0]["id"], "s");
+    assert_eq!(next_event(&mut plain), "s");
 }
 
 #[test]
@@ -183,7 +194,8 @@ fn acknowledgements_that_were_asked_for_take_nothing_off_the_allowance() {
     for i in 1..=30 {
         let event = json!([{"id": format!("p{i}"), "kind": "red_packet", "payload": i}]);
         assert_eq!(server.publish("r", event).0, 200);
-        let frame = viewer.expect("frame");
+        // One that tells the number of viewers may come before it.
+        let frame = frame_with(&mut viewer, &format!("p{i}"));
         assert_eq!((&frame["important"], &frame["ack"]["one_in"]), (&json!(i), &json!(1)));
         ack(&mut viewer, &frame["important"]);
     }

@@ -2,8 +2,6 @@
 //! it, capacity first, then multiples of it. docs/overload-real.md says what
 //! every figure means.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use tidegate::client::Protocol;
@@ -14,7 +12,7 @@ use super::result::{self, Calm, Capacity, Phase, Step, Storm};
 use super::steady::{Account, Steady};
 use super::tally::Tally;
 use super::watch::Watch;
-use crate::fleet::{self, Fleet};
+use crate::fleet::{self, Fleet, Joined};
 use crate::protocol::{Mode, Plan, Share, Stats};
 use crate::run::{Deadline, Progress, RunOptions};
 use crate::server::{Server, ServerOptions};
@@ -516,7 +514,7 @@ fn rush(
     until: u64,
     deadline: Deadline,
     progress: &mut Progress,
-) -> Result<(u32, BTreeMap<String, u32>)> {
+) -> Result<(u32, Joined)> {
     let from = sys::mono_us();
     fleet.begin_connect()?;
     let mut most = 0;
@@ -524,7 +522,7 @@ fn rush(
         most = joined.max(most);
         Ok(sys::mono_us() < until)
     })?;
-    Ok((joined.joined.max(most), joined.failed))
+    Ok((joined.joined.max(most), joined))
 }
 
 fn viewers(server: &Server, rooms: &[String], shares: Vec<Share>) -> Plan {

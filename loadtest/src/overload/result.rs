@@ -10,6 +10,7 @@ use super::real::Options;
 use super::steady::Account;
 use super::tally::Tally;
 use super::watch::Sample;
+use crate::fleet::Joined;
 use crate::hist::{Recorded, Summary};
 use crate::protocol::{Returns, Stats};
 use crate::report::{Output, Section};
@@ -159,6 +160,8 @@ pub(super) struct Storm {
     asked: u32,
     /// Before the load ended.
     joined_under_load: u32,
+    /// From the first connection to the last join, if that was before.
+    seconds: Option<f64>,
     /// Some time after it had.
     joined: u64,
     failed: BTreeMap<String, u32>,
@@ -171,7 +174,7 @@ pub(super) struct Storm {
 impl Storm {
     pub(super) fn of(
         asked: u32,
-        (joined_under_load, failed): (u32, BTreeMap<String, u32>),
+        (joined_under_load, rush): (u32, Joined),
         stats: &Stats,
         before: &Metrics,
         after: &Metrics,
@@ -181,8 +184,9 @@ impl Storm {
         Self {
             asked,
             joined_under_load,
+            seconds: (rush.seconds > 0.0).then_some(rush.seconds),
             joined: group.viewers,
-            failed,
+            failed: rush.failed,
             held: after.series_growth(before, series).unwrap_or(0.0),
             returns: stats.returns,
             join: group.join.summary(),
@@ -563,10 +567,14 @@ fn account(phase: &Phase, publishers: &str) -> Section {
             .line(
                 "storm",
                 format!(
-                    "{} asked; {} in before the load ended, {} some time after; held {:.0}, \
+                    "{} asked; {} in before the load ended{}, {} some time after; held {:.0}, \
                      refused with a time {}, came back {}, reconnected {}",
                     storm.asked,
                     storm.joined_under_load,
+                    storm
+                        .seconds
+                        .map(|s| format!(" (the last after {s:.2} s)"))
+                        .unwrap_or_default(),
                     storm.joined,
                     storm.held,
                     storm.returns.refused,

@@ -508,7 +508,7 @@ fn account(phase: &Phase, publishers: &str) -> Section {
     });
     let rungs = phase.rung_share.iter().map(|(rung, part)| format!("{rung} {:.0} %", part * 100.0));
     let (hot, small) = (&phase.rooms.hot, &phase.rooms.small);
-    let mut section = Section::new(&format!("{} times the capacity", phase.factor))
+    let section = Section::new(&format!("{} times the capacity", phase.factor))
         .line("publishers", publishers)
         .line(
             "offered",
@@ -562,30 +562,32 @@ fn account(phase: &Phase, publishers: &str) -> Section {
                 phase.server_cpu, phase.idle_cpu, phase.client_cpu
             ),
         );
-    if let Some(storm) = &phase.storm {
-        section = section
-            .line(
-                "storm",
-                format!(
-                    "{} asked; {} in before the load ended{}, {} some time after; held {:.0}, \
-                     refused with a time {}, came back {}, reconnected {}",
-                    storm.asked,
-                    storm.joined_under_load,
-                    storm
-                        .seconds
-                        .map(|s| format!(" (the last after {s:.2} s)"))
-                        .unwrap_or_default(),
-                    storm.joined,
-                    storm.held,
-                    storm.returns.refused,
-                    storm.returns.came_back,
-                    storm.returns.reconnected
-                ),
-            )
-            .line("storm joins", storm.join.to_string());
-        for (reason, count) in &storm.failed {
-            section = section.line("storm FAILED", format!("{count}: {reason}"));
-        }
+    match &phase.storm {
+        Some(storm) => storm_account(section, storm),
+        None => section,
+    }
+}
+
+fn storm_account(mut section: Section, storm: &Storm) -> Section {
+    section = section
+        .line(
+            "storm",
+            format!(
+                "{} asked; {} in before the load ended{}, {} some time after; held {:.0}, \
+                 refused with a time {}, came back {}, reconnected {}",
+                storm.asked,
+                storm.joined_under_load,
+                storm.seconds.map(|s| format!(" (the last after {s:.2} s)")).unwrap_or_default(),
+                storm.joined,
+                storm.held,
+                storm.returns.refused,
+                storm.returns.came_back,
+                storm.returns.reconnected
+            ),
+        )
+        .line("storm joins", storm.join.to_string());
+    for (reason, count) in &storm.failed {
+        section = section.line("storm FAILED", format!("{count}: {reason}"));
     }
     section
 }

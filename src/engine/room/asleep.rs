@@ -105,10 +105,11 @@ impl Asleep {
         self.last.seq
     }
 
-    /// The last sequence number that is set aside.
+    /// The last sequence number that is set aside, or given: never less than the
+    /// log must know, also when it failed to set any aside.
     #[must_use]
     pub fn reserved(&self) -> Seq {
-        self.reserved
+        self.reserved.max(self.last.seq)
     }
 
     /// When it was last used.
@@ -279,6 +280,19 @@ mod tests {
         let next = room.offer(chat("c9").event(), later);
         let Offered::Done(Outcome::Accepted { seq: Some(seq) }) = next else { panic!("{next:?}") };
         assert_eq!(seq, Seq(before.seq.0 + 1));
+    }
+
+    #[test]
+    fn what_the_log_is_told_in_its_sleep_takes_back_no_number_that_was_given() {
+        let mut room = lived_in();
+        room.log_failed(ImportantNo(3));
+        let given = room.last_reservation();
+        let asleep = room.fall_asleep();
+        assert_eq!(Some(asleep.reserved()), given);
+        let mut room = Room::woken(id(), asleep, key(), settings(), START);
+        assert!(room.wants_log(), "it waits until some are set aside");
+        assert!(room.take_reservation() > given);
+        assert_eq!(Some(room.fall_asleep().reserved()).cmp(&given), std::cmp::Ordering::Greater);
     }
 
     #[test]

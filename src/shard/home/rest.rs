@@ -15,7 +15,7 @@ use crate::engine::stats::RoomStats;
 use crate::engine::time::Time;
 use crate::log::Entry;
 
-/// Rooms looked at in one go at most: some 10 us of work.
+/// Rooms looked at in one go at most; the others have their turn in the next round.
 const LOOKS: usize = 64;
 
 /// Looks at an open room while it might fall asleep; it does so at most this

@@ -314,16 +314,17 @@ impl Homes {
             self.opened += 1;
             let settings = Arc::clone(&self.settings.room);
             let woken = self.rest.wake(id);
-            let was_asleep = woken.is_some();
+            // To wake is no word to the log, which forgets what it does not hear of.
+            let logged_at = woken.as_ref().map(|(_, at)| *at);
             let room = match woken {
-                Some(asleep) => Room::woken(id.clone(), asleep, self.level_key, settings, now),
+                Some((asleep, _)) => Room::woken(id.clone(), asleep, self.level_key, settings, now),
                 None => {
                     let epoch = epoch(now, self.opened, self.settings.seed as u64);
                     Room::new(id.clone(), epoch, self.level_key, settings, now)
                 }
             };
             // Numbers may be given as soon as some are set aside.
-            let waking = (was_asleep && room.wants_log()).then(Vec::new);
+            let waking = (logged_at.is_some() && room.wants_log()).then(Vec::new);
             let home = HomeRoom {
                 room,
                 shards: Vec::new(),
@@ -334,7 +335,7 @@ impl Homes {
                 pulled: Vec::new(),
                 dirty: false,
                 waiters: Vec::new(),
-                logged_at: now,
+                logged_at: logged_at.unwrap_or(now),
                 waking,
                 counted_bytes: 0,
             };

@@ -76,11 +76,11 @@ impl Rest {
         })
     }
 
-    /// Somebody asks for a room.
-    pub(super) fn wake(&mut self, id: &RoomId) -> Option<Asleep> {
-        let sleeper = self.asleep.remove(id)?;
-        self.bytes -= sleeper.room.memory_bytes();
-        Some(sleeper.room)
+    /// Somebody asks for a room. With it, when the log last heard of it.
+    pub(super) fn wake(&mut self, id: &RoomId) -> Option<(Asleep, Time)> {
+        let Sleeper { room, logged_at, .. } = self.asleep.remove(id)?;
+        self.bytes -= room.memory_bytes();
+        Some((room, logged_at))
     }
 
     /// When the next room is to be looked at.

@@ -270,9 +270,13 @@ pub struct Rooms {
 section! {
 /// `[ingress]`: what publishers may send.
 pub struct Ingress {
-    /// HTTP connections per shard that are no viewers: publishers and readers.
-    /// Default 1024.
-    pub max_connections: usize = 1_024,
+    /// HTTP connections per shard that are no viewers: publishers and readers; as many
+    /// more wait in line, for `request_timeout_ms` at most. Up to 35 KB each while it
+    /// sends. Default 4096.
+    pub max_connections: usize = 4_096,
+    /// Those of one application (the token's `sub`) at most, so that none shuts out
+    /// the others; all without a publisher's token count as one. Default 2048.
+    pub application_connections: usize = 2_048,
     /// Bytes of one request body. Default 1 MiB.
     pub max_body_bytes: usize = 1_048_576,
     /// Events of one request. Default 1000.

@@ -6,5 +6,6 @@ pub mod answer;
 pub mod grpc;
 pub mod http;
 pub mod intake;
+pub mod places;
 pub mod stats;
 pub mod turns;

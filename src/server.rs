@@ -38,6 +38,7 @@ use crate::engine::kind::Kinds;
 use crate::engine::level::LevelKey;
 use crate::ingress::http::router;
 use crate::ingress::intake::{Api, RoomAdvice};
+use crate::ingress::places::Places;
 use crate::ingress::stats::EdgeStats;
 use crate::ingress::turns::Turns;
 use crate::limits::{CallerLimits, ClientTypes};
@@ -54,6 +55,7 @@ use crate::transport::websocket::handshake::Policy;
 use crate::wire::shared::Compression;
 use crate::worker::accept::{self, Edge};
 use crate::worker::entrance::Entrance;
+use crate::worker::give_way::Kept;
 use crate::worker::{ReadLimits, Worker, descriptors};
 
 /// Connections the kernel holds for a shard that is busy.
@@ -285,7 +287,7 @@ impl Plan {
             quic: None,
             recorder: running.tracing.recorder(ShardId(index), self.clock),
             inbox,
-            stats,
+            stats: Arc::clone(&stats),
             address: running.address,
             separate: config.server.separate_descriptors,
             max_connections: self.max_connections,
@@ -304,7 +306,11 @@ impl Plan {
             max_handshakes: config.websocket.max_handshakes,
             handshake_timeout: Duration::from_millis(config.websocket.handshake_timeout_ms),
             max_message: config.websocket.max_message_bytes,
-            max_http_connections: config.ingress.max_connections,
+            places: Places::new(
+                config.ingress.max_connections,
+                config.ingress.application_connections,
+                stats,
+            ),
             max_streams: config.ingress.http2_streams,
         }
     }
@@ -426,7 +432,7 @@ struct ShardStart {
     max_handshakes: usize,
     handshake_timeout: Duration,
     max_message: usize,
-    max_http_connections: usize,
+    places: Arc<Places>,
     max_streams: u32,
 }
 
@@ -476,7 +482,9 @@ impl ShardStart {
             viewers: Cell::new(0),
             others: Cell::new(0),
             handshakes: Arc::new(Semaphore::new(self.max_handshakes)),
-            requests: Arc::new(Semaphore::new(self.max_http_connections)),
+            places: self.places,
+            patience: self.api.timeout,
+            kept: Kept::default(),
             accepting: RefCell::new(None),
             clock: self.clock,
         });

@@ -300,6 +300,26 @@ fn connections(text: &mut Text, total: &ShardStats, edges: &[&EdgeStats]) {
         sum(|edge| &edge.turned_away),
     );
     text.gauge(
+        "tidegate_http_connections",
+        "HTTP connections and gRPC streams that are no viewers.",
+        sum(|edge| &edge.http_held) as f64,
+    );
+    text.gauge(
+        "tidegate_http_connections_waiting",
+        "HTTP connections in line for a place among them.",
+        sum(|edge| &edge.http_waiting) as f64,
+    );
+    text.counter(
+        "tidegate_http_connections_gave_way_total",
+        "Idle HTTP connections ended for others in line.",
+        sum(|edge| &edge.gave_way),
+    );
+    text.counter(
+        "tidegate_http_connections_refused_total",
+        "HTTP connections for which no place became free in time.",
+        sum(|edge| &edge.placeless),
+    );
+    text.gauge(
         "tidegate_handshakes_in_progress",
         "Connections whose first request has not come.",
         sum(|edge| &edge.handshaking) as f64,

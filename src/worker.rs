@@ -16,6 +16,7 @@
 pub mod accept;
 pub mod descriptors;
 pub mod entrance;
+pub mod give_way;
 pub mod preface;
 pub mod stream;
 

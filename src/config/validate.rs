@@ -216,6 +216,8 @@ fn ingress(config: &Config, check: &mut Check) {
     let per_request = ingress.max_events_per_request;
     check.range("ingress.max_events_per_request", per_request, 1..=1_000_000);
     check.range("ingress.max_connections", ingress.max_connections, 1..=1_000_000);
+    let alike = ingress.application_connections;
+    check.range("ingress.application_connections", alike, 1..=1_000_000);
     check.range("ingress.mailbox_events", ingress.mailbox_events, 1..=100_000_000);
     check.range("ingress.request_timeout_ms", ingress.request_timeout_ms, 10..=HOUR_MS);
     check.range("ingress.max_history_events", ingress.max_history_events, 1..=1_000_000);

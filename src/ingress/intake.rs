@@ -138,6 +138,15 @@ pub fn bearer_of(auth: &Authenticator, now: Time, headers: &HeaderMap) -> Result
     Ok(auth.verify(token, now)?)
 }
 
+/// Whose connection a request comes on: an application's, by its token, or else
+/// nobody's in particular, which is what viewers and strangers are together.
+#[must_use]
+pub fn application(api: Option<&Api>, headers: &HeaderMap) -> Arc<str> {
+    let grant = api.and_then(|api| bearer(api, headers).ok());
+    let grant = grant.filter(|grant| may_publish(grant).is_ok());
+    grant.map_or_else(|| "".into(), |grant| grant.user)
+}
+
 /// Whoever has this token may publish from outside a room.
 ///
 /// # Errors

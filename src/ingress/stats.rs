@@ -75,6 +75,14 @@ pub struct EdgeStats {
     pub turned_away: AtomicU64,
     /// Connections whose first request has not come.
     pub handshaking: AtomicU64,
+    /// HTTP connections that are no viewers.
+    pub http_held: AtomicU64,
+    /// Those that wait to be one.
+    pub http_waiting: AtomicU64,
+    /// Idle HTTP connections that were ended for others that waited for a place.
+    pub gave_way: AtomicU64,
+    /// HTTP connections without a place for which none became free.
+    pub placeless: AtomicU64,
     /// By [`HANDSHAKES`].
     pub handshakes: [AtomicU64; HANDSHAKES.len()],
     /// TLS handshakes, by [`TLS_VERSIONS`] and [`TLS_SESSIONS`].

@@ -98,6 +98,8 @@ fn connected(page: &mut Page, total: &ShardStats, edges: &[&EdgeStats]) {
     for transport in Transport::ALL {
         page.number(transport.name(), total.transports[transport as usize]);
     }
+    page.number("http connections", sum(edges, |edge| &edge.http_held));
+    page.number("http connections in line", sum(edges, |edge| &edge.http_waiting));
     page.number("grpc streams", sum(edges, |edge| &edge.grpc_streams));
     page.number("viewers in rooms", total.viewers);
     page.number("rooms", total.open_rooms);
@@ -173,6 +175,8 @@ fn lost(page: &mut Page, total: &ShardStats, scrape: &Scrape<'_>) {
     let closes = CloseReason::ALL.map(|reason| (reason.name(), total.closes[reason as usize]));
     page.counts("connections ended", closes);
     page.counts("turned away", [("too_many", sum(edges, |edge| &edge.turned_away))]);
+    let http = [("gave_way", sum(edges, |e| &e.gave_way)), ("busy", sum(edges, |e| &e.placeless))];
+    page.counts("http connections ended", http);
 }
 
 fn shards(page: &mut Page, scrape: &Scrape<'_>) {

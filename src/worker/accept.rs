@@ -3,21 +3,19 @@
 //!
 //! Until its first request is read, a connection holds one of a bounded number
 //! of places and has a deadline, so that silence, a byte a second or a storm of
-//! connects cannot exhaust the server. When all places are taken, the oldest
-//! that has had [`GRACE`] gives way: a storm of honest clients, who need
-//! milliseconds, waits its turn, and a thousand silent connections shut nobody
-//! out.
+//! connects cannot exhaust the server. From then on, unless it is a viewer, it
+//! holds one of [`Places`]; where it has to wait for one, nothing more of it is
+//! read. Who gives way when all are taken, [`give_way`](super::give_way) says.
 //!
 //! HTTP/1.1 and HTTP/2 share the port, over TLS and in clear ([`entrance`](super::entrance) tells
 //! them apart), and all of these rules. On HTTP/2 the connection and each open
 //! gRPC stream take a place of an HTTP connection.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::{IpAddr, TcpStream as StdStream};
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -31,12 +29,13 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
 use super::entrance::{Begun, Entrance};
+use super::give_way::{self, Kept, Place, Unheard};
 use super::preface::Prefixed;
 use super::stream::Stream;
 use crate::clock::Clock;
@@ -44,7 +43,8 @@ use crate::engine::time::Time;
 use crate::ingress::answer::ApiError;
 use crate::ingress::grpc;
 use crate::ingress::http::{error_response, route_name, secure};
-use crate::ingress::intake::Api;
+use crate::ingress::intake::{Api, application};
+use crate::ingress::places::{Place as Held, Places};
 use crate::ingress::stats::EdgeStats;
 use crate::tls::channel::Channel;
 use crate::transport::websocket::handshake::{self, Policy};
@@ -53,10 +53,6 @@ use crate::wire::Format;
 /// Idle time after which a kept-alive HTTP connection is closed, and the time a
 /// later request's head may take.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// A connection that has held its place for less does not give way.
-pub const GRACE: Duration = Duration::from_secs(1);
-/// Pause before the next look at who might give way.
-const GIVE_WAY_PAUSE: Duration = Duration::from_millis(50);
 /// Pause after the kernel had no descriptor for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -85,6 +81,7 @@ const ERROR_RESETS: usize = 100;
 const GOODBYE: Duration = Duration::from_secs(1);
 /// Pause between two looks whether they have.
 const GOODBYE_PAUSE: Duration = Duration::from_millis(10);
+const TOO_MANY: &str = "too many HTTP connections of this application, or in all";
 
 /// A socket whose upgrade is complete.
 pub struct Arrival {
@@ -135,7 +132,11 @@ pub struct Edge {
     /// Places for connections whose first request has not come.
     pub handshakes: Arc<Semaphore>,
     /// Places for HTTP connections that are no viewers: publishers and readers.
-    pub requests: Arc<Semaphore>,
+    pub places: Arc<Places>,
+    /// For how long a connection waits for one of them at most.
+    pub patience: Duration,
+    /// Who holds one.
+    pub kept: Kept,
     /// The accept loop.
     pub accepting: RefCell<Option<AbortHandle>>,
     /// What time it is.
@@ -166,8 +167,11 @@ pub async fn finish(edge: &Edge) {
 
 /// Starts the accept loop on the current local task set.
 pub fn start(edge: &Rc<Edge>, listener: TcpListener) {
-    let task = tokio::task::spawn_local(accept_loop(Rc::clone(edge), listener));
-    *edge.accepting.borrow_mut() = Some(task.abort_handle());
+    let edge_ = Rc::clone(edge);
+    let both = async move {
+        tokio::join!(accept_loop(Rc::clone(&edge_), listener), give_way::to_who_waits(&edge_));
+    };
+    *edge.accepting.borrow_mut() = Some(tokio::task::spawn_local(both).abort_handle());
 }
 
 async fn accept_loop(edge: Rc<Edge>, listener: TcpListener) {
@@ -194,69 +198,6 @@ async fn accept_loop(edge: Rc<Edge>, listener: TcpListener) {
         let serving = serve(Rc::clone(&edge), stream, peer.ip(), Rc::clone(&outcome));
         let task = tokio::task::spawn_local(serving);
         unheard.push(edge.clock.now(), &outcome, task.abort_handle());
-    }
-}
-
-/// Connections whose first request has not come, oldest first, and some that
-/// are past that.
-#[derive(Default)]
-struct Unheard(VecDeque<(Time, Weak<Outcome>, AbortHandle)>);
-
-impl Unheard {
-    fn push(&mut self, now: Time, outcome: &Rc<Outcome>, task: AbortHandle) {
-        self.0.push_back((now, Rc::downgrade(outcome), task));
-        while self.0.front().is_some_and(|(_, outcome, _)| !holds_place(outcome)) {
-            self.0.pop_front();
-        }
-    }
-
-    /// A place, when one is free or freed; `None` when the edge is closed.
-    async fn place(&mut self, edge: &Edge) -> Option<OwnedSemaphorePermit> {
-        loop {
-            if let Ok(permit) = Arc::clone(&edge.handshakes).try_acquire_owned() {
-                return Some(permit);
-            }
-            self.give_way(edge);
-            let free = Arc::clone(&edge.handshakes).acquire_owned();
-            if let Ok(permit) = tokio::time::timeout(GIVE_WAY_PAUSE, free).await {
-                return permit.ok();
-            }
-        }
-    }
-
-    /// Ends the oldest connection that is still silent, if it has had its time.
-    fn give_way(&mut self, edge: &Edge) {
-        self.0.retain(|(_, outcome, _)| holds_place(outcome));
-        let now = edge.clock.now();
-        if self.0.front().is_some_and(|(since, ..)| now.since(*since) >= GRACE)
-            && let Some((_, _, task)) = self.0.pop_front()
-        {
-            task.abort();
-            edge.stats.handshake("gave_way");
-        }
-    }
-}
-
-fn holds_place(outcome: &Weak<Outcome>) -> bool {
-    outcome.upgrade().is_some_and(|outcome| outcome.place.borrow().is_some())
-}
-
-/// One of the places of connections whose first request has not come.
-struct Place {
-    stats: Arc<EdgeStats>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Place {
-    fn new(permit: OwnedSemaphorePermit, stats: &Arc<EdgeStats>) -> Self {
-        stats.handshaking.fetch_add(1, Ordering::Relaxed);
-        Self { stats: Arc::clone(stats), _permit: permit }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.stats.handshaking.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -294,18 +235,38 @@ impl Drop for Http2 {
 
 /// What a connection's requests leave behind for the connection.
 #[derive(Default)]
-struct Outcome {
+pub(super) struct Outcome {
     agreed: Cell<Option<Format>>,
     /// It came in clear, and may not.
     must_use_tls: Cell<bool>,
     /// Given up with the first request.
     place: RefCell<Option<Place>>,
     /// Held from the first request on, unless it was an upgrade.
-    request: RefCell<Option<OwnedSemaphorePermit>>,
+    held: RefCell<Option<Held>>,
     /// HTTP/2: requests so far, and one more owner for each that is open.
     requests: Cell<u64>,
     open: Arc<()>,
-    heard: tokio::sync::Notify,
+    heard: Notify,
+    /// When the last request was answered.
+    answered: Cell<Time>,
+    /// And the kernel does not take all of it.
+    blocked: RefCell<Rc<Cell<bool>>>,
+    /// The connection is to end, since somebody waits for its place.
+    pub(super) give_way: Notify,
+}
+
+impl Outcome {
+    /// Whether the first request has not come.
+    pub(super) fn is_unheard(&self) -> bool {
+        self.place.borrow().is_some()
+    }
+
+    /// The place that it holds, and since when it has been idle, if it is.
+    pub(super) fn idle(&self) -> Option<(Time, std::cell::Ref<'_, Held>)> {
+        let held = std::cell::Ref::filter_map(self.held.borrow(), Option::as_ref).ok()?;
+        let idle = Arc::strong_count(&self.open) == 1 && !self.blocked.borrow().get();
+        idle.then(|| (self.answered.get(), held))
+    }
 }
 
 async fn serve(edge: Rc<Edge>, stream: TcpStream, peer: IpAddr, outcome: Rc<Outcome>) {
@@ -319,6 +280,7 @@ async fn serve(edge: Rc<Edge>, stream: TcpStream, peer: IpAddr, outcome: Rc<Outc
     match begun {
         Ok(Some(Begun { http2, must_use_tls, io })) => {
             outcome.must_use_tls.set(must_use_tls);
+            *outcome.blocked.borrow_mut() = io.blocked();
             match http2 {
                 true => serve_http2(&edge, io, &outcome, deadline).await,
                 false => serve_http1(&edge, io, &outcome, deadline).await,
@@ -358,7 +320,12 @@ async fn serve_http1(edge: &Rc<Edge>, io: Prefixed, outcome: &Rc<Outcome>, deadl
     };
     let finished = match finished {
         Some(finished) => finished,
-        None => connection.await,
+        None => tokio::select! {
+            biased;
+            finished = &mut connection => finished,
+            // It was idle: there is nobody to be answered.
+            () = outcome.give_way.notified() => return,
+        },
     };
     match (finished, outcome.agreed.get()) {
         (Ok(parts), Some(format)) => {
@@ -445,6 +412,7 @@ async fn serve_http2(edge: &Rc<Edge>, io: Prefixed, outcome: &Rc<Outcome>, deadl
                     told = true;
                     connection.as_mut().graceful_shutdown();
                 }
+                () = outcome.give_way.notified() => connection.as_mut().graceful_shutdown(),
                 () = tokio::time::sleep(KEEP_ALIVE) => {
                     let idle = Arc::strong_count(&outcome.open) == 1;
                     let before = std::mem::replace(&mut requests, outcome.requests.get());
@@ -469,7 +437,7 @@ async fn answer(
         outcome.heard.notify_one();
     }
     outcome.requests.set(outcome.requests.get() + 1);
-    let _open = Arc::clone(&outcome.open);
+    let _open = Open { edge: &edge, outcome: &outcome, _one: Arc::clone(&outcome.open) };
     let route = route_name(request.method(), request.uri().path());
     let http2 = request.version() == Version::HTTP_2;
     let is_call = http2 && grpc::is_call(request.headers());
@@ -490,6 +458,19 @@ async fn answer(
     Ok(response)
 }
 
+/// A request that is being answered.
+struct Open<'a> {
+    edge: &'a Edge,
+    outcome: &'a Outcome,
+    _one: Arc<()>,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.outcome.answered.set(self.edge.clock.now());
+    }
+}
+
 /// The answer to whoever came in clear and may not: whatever it sent has been read
 /// by others already, so that it should hear of it.
 fn tls_required(edge: &Edge, is_call: bool) -> (Response<Body>, StatusCode) {
@@ -506,18 +487,19 @@ fn tls_required(edge: &Edge, is_call: bool) -> (Response<Body>, StatusCode) {
 /// A gRPC call, and what its status would be over HTTP.
 async fn call(
     edge: &Edge,
-    outcome: &Outcome,
+    outcome: &Rc<Outcome>,
     request: Request<Incoming>,
 ) -> (Response<Body>, StatusCode) {
-    let place =
-        match take_place(edge, outcome).then(|| Arc::clone(&edge.requests).try_acquire_owned()) {
-            Some(Ok(place)) => place,
-            _ => {
-                let status = StatusCode::SERVICE_UNAVAILABLE;
-                let error = ApiError::temporary(status, "busy", "too many HTTP connections");
-                return (grpc::refuse(&error), status);
-            }
-        };
+    let application = application(edge.api.as_deref(), request.headers());
+    let has_place = take_place(edge, outcome, &application).await;
+    let place = match has_place.then(|| edge.places.try_take(&application)) {
+        Some(Ok(place)) => place,
+        _ => {
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            let error = ApiError::temporary(status, "busy", TOO_MANY);
+            return (grpc::refuse(&error), status);
+        }
+    };
     let Some(api) = edge.api.clone() else {
         let error = ApiError::new(StatusCode::NOT_FOUND, "unknown_method", "no gRPC here");
         return (grpc::refuse(&error), error.status);
@@ -530,13 +512,19 @@ async fn call(
     }
 }
 
-/// Whether the connection has its place among HTTP connections, now or before.
-fn take_place(edge: &Edge, outcome: &Outcome) -> bool {
-    let mut held = outcome.request.borrow_mut();
-    if held.is_none() {
-        *held = Arc::clone(&edge.requests).try_acquire_owned().ok();
+/// Whether the connection has its place among HTTP connections: since earlier, now,
+/// or when it has waited for it.
+async fn take_place(edge: &Edge, outcome: &Rc<Outcome>, application: &str) -> bool {
+    if outcome.held.borrow().is_some() {
+        return true;
     }
-    held.is_some()
+    let Ok(place) = edge.places.take(application, edge.patience).await else {
+        edge.stats.placeless.fetch_add(1, Ordering::Relaxed);
+        return false;
+    };
+    edge.kept.add(outcome);
+    *outcome.held.borrow_mut() = Some(place);
+    true
 }
 
 fn upgrade(edge: &Edge, outcome: &Outcome, request: &Request<Incoming>) -> Response<Body> {
@@ -562,9 +550,16 @@ fn not_over_http2(edge: &Edge) -> Response<Body> {
     secure(error_response(ApiError::new(StatusCode::BAD_REQUEST, "bad_handshake", reason)))
 }
 
-async fn respond(edge: &Edge, outcome: &Outcome, request: Request<Incoming>) -> Response<Body> {
-    if !take_place(edge, outcome) {
-        return unavailable(edge, "busy", "too many HTTP connections");
+async fn respond(
+    edge: &Edge,
+    outcome: &Rc<Outcome>,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    if outcome.held.borrow().is_none() {
+        let application = application(edge.api.as_deref(), request.headers());
+        if !take_place(edge, outcome, &application).await {
+            return unavailable(edge, "busy", TOO_MANY);
+        }
     }
     if edge.draining.load(Ordering::Relaxed) && request.method() == Method::POST {
         return unavailable(edge, "draining", "the server is leaving; try another");

@@ -6,8 +6,10 @@
 //! The bytes read for that are handed on in front of the socket, so that telling
 //! them apart costs no system call.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use super::stream::Stream;
@@ -54,7 +56,7 @@ pub async fn read(mut stream: Stream) -> io::Result<(Protocol, Prefixed)> {
                 Some(_) if http2 && !ended => Protocol::Http2,
                 _ => Protocol::Http1,
             };
-            return Ok((protocol, Prefixed { head: head.freeze(), stream }));
+            return Ok((protocol, Prefixed::new(head.freeze(), stream)));
         }
     }
 }
@@ -63,9 +65,20 @@ pub async fn read(mut stream: Stream) -> io::Result<(Protocol, Prefixed)> {
 pub struct Prefixed {
     head: Bytes,
     stream: Stream,
+    blocked: Rc<Cell<bool>>,
 }
 
 impl Prefixed {
+    fn new(head: Bytes, stream: Stream) -> Self {
+        Self { head, stream, blocked: Rc::default() }
+    }
+
+    /// Whether something waits to be written that the kernel does not take.
+    #[must_use]
+    pub fn blocked(&self) -> Rc<Cell<bool>> {
+        Rc::clone(&self.blocked)
+    }
+
     /// What was read and not handed on, and the socket.
     #[must_use]
     pub fn into_parts(self) -> (Bytes, Stream) {
@@ -98,7 +111,9 @@ impl AsyncWrite for Prefixed {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.blocked.set(written.is_pending());
+        written
     }
 
     fn poll_write_vectored(
@@ -106,7 +121,9 @@ impl AsyncWrite for Prefixed {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.blocked.set(written.is_pending());
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -273,7 +273,15 @@ impl Pump {
             }
         }
         let connection = &mut self.connections[index];
-        let Some((status, body)) = whole(&connection.input)? else { return Ok(()) };
+        // Readiness is told in advance of nothing, too.
+        if !connection.open && connection.input.is_empty() {
+            return Ok(());
+        }
+        let mut input = std::mem::take(&mut connection.input);
+        let Some((status, body)) = whole(&input)? else {
+            connection.input = input;
+            return Ok(());
+        };
         if !connection.open {
             bail!("an answer that nobody asked for");
         }
@@ -293,6 +301,8 @@ impl Pump {
                 }
             }
         }
+        input.clear();
+        connection.input = input;
         self.idle.push_back(index);
         Ok(())
     }

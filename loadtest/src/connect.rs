@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::protocol::{Plan, Report};
 use crate::stream::Stream;
-use crate::sys;
+use crate::{realtime, sys};
 use crate::viewer::{Phase, Viewer};
 
 /// Connections made from one source address: each has an explicit port, so
@@ -46,6 +46,7 @@ pub(crate) struct Connecting {
     failed: BTreeMap<String, u32>,
     ports: Ports,
     told_us: u64,
+    opened_us: u64,
 }
 
 impl Connecting {
@@ -59,6 +60,7 @@ impl Connecting {
             failed: BTreeMap::new(),
             ports: Ports::new(source),
             told_us: 0,
+            opened_us: 0,
         }
     }
 
@@ -115,16 +117,23 @@ impl Connecting {
                 self.failed(format!("connect: {error:#}"));
             }
         }
+        if self.next == viewers.len() && self.opened_us == 0 {
+            self.opened_us = sys::mono_us();
+            if plan.rush {
+                realtime::run_as_others();
+            }
+        }
+        let (joined, opened_us) = (self.joined, self.opened_us);
         if self.next == viewers.len() && self.in_progress == 0 {
             let failed = std::mem::take(&mut self.failed);
-            return Some(Report::Settled { joined: self.joined, failed, at_us: sys::mono_us() });
+            return Some(Report::Settled { joined, failed, at_us: sys::mono_us(), opened_us });
         }
         if now.saturating_sub(self.told_us) < TELL_US {
             return None;
         }
         self.told_us = now;
         self.expire(&mut viewers[..self.next], now);
-        Some(Report::Progress { joined: self.joined, failed: self.failed.values().sum() })
+        Some(Report::Progress { joined, failed: self.failed.values().sum(), opened_us })
     }
 
     fn expire(&mut self, viewers: &mut [Viewer], now: u64) {

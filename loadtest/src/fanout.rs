@@ -262,7 +262,7 @@ fn with_server(
         None
     };
     let group = main.stats.groups.first().cloned().unwrap_or_default();
-    let Joined { joined, failed, seconds } = joined;
+    let Joined { joined, failed, seconds, .. } = joined;
     Ok(FanoutResult {
         transport: plan.wire.transport,
         client_bytes_per_viewer: client / f64::from(joined),
@@ -311,6 +311,7 @@ fn plan(options: &FanoutOptions, transport: Transport, server: &Server, rooms: &
         nice: 0,
         priority: 0,
         patient: false,
+        rush: false,
     }
 }
 

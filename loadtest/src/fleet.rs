@@ -48,6 +48,16 @@ pub(crate) struct Joined {
     pub(crate) failed: BTreeMap<String, u32>,
     /// From the word to connect until the last one settled.
     pub(crate) seconds: f64,
+    /// Until the last connection had been begun; 0: none was.
+    pub(crate) opened_seconds: f64,
+}
+
+impl Joined {
+    /// A worker has begun its last connection, if `opened_us` is not 0.
+    fn opened(&mut self, opened_us: u64, started_us: u64) {
+        let seconds = opened_us.saturating_sub(started_us) as f64 / 1e6;
+        self.opened_seconds = self.opened_seconds.max(seconds);
+    }
 }
 
 /// How many workers hold so many viewers, who take so many descriptors;
@@ -194,11 +204,13 @@ impl Fleet {
             deadline.check("joining")?;
             let report = self.take(Duration::from_millis(2))?;
             match report {
-                Some((index, Report::Progress { joined, failed })) => {
-                    seen[index] = (joined, failed)
+                Some((index, Report::Progress { joined, failed, opened_us })) => {
+                    seen[index] = (joined, failed);
+                    outcome.opened(opened_us, started_us);
                 }
-                Some((index, Report::Settled { joined, failed, at_us })) => {
+                Some((index, Report::Settled { joined, failed, at_us, opened_us })) => {
                     settled += 1;
+                    outcome.opened(opened_us, started_us);
                     seen[index] = (joined, failed.values().sum());
                     outcome.joined += joined;
                     for (reason, count) in failed {

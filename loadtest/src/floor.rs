@@ -213,6 +213,7 @@ pub(crate) fn measure(
         nice: 0,
         priority: 0,
         patient: false,
+        rush: false,
     };
     let mut fleet = Fleet::start(&wire, workers, deadline)?;
     let joined = fleet.connect(deadline, progress)?;

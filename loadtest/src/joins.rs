@@ -270,6 +270,7 @@ fn calm_plan(options: &JoinsOptions, server: &Server, rooms: &[String]) -> Plan 
         nice: 0,
         priority: 0,
         patient: false,
+        rush: false,
     }
 }
 

@@ -205,6 +205,7 @@ impl Phase<'_> {
             nice: 0,
             priority: 0,
             patient: false,
+            rush: false,
         }
     }
 }

@@ -40,6 +40,8 @@ pub(crate) enum Report {
         joined: u32,
         /// Failed so far.
         failed: u32,
+        /// When the last connection had been begun, by the monotonic clock; 0: not yet.
+        opened_us: u64,
     },
     /// Every viewer has joined or failed.
     Settled {
@@ -49,6 +51,8 @@ pub(crate) enum Report {
         failed: BTreeMap<String, u32>,
         /// When the last one joined, by the monotonic clock.
         at_us: u64,
+        /// When the last connection had been begun.
+        opened_us: u64,
     },
     /// Counters are at zero.
     WindowOpen,
@@ -111,6 +115,9 @@ pub(crate) struct Plan {
     pub(crate) priority: u8,
     /// Viewers who are told when to come back do, and reconnect if need be.
     pub(crate) patient: bool,
+    /// Until the last connection has been begun the worker runs before all others on
+    /// its processor, where that is allowed: so they come as fast as asked.
+    pub(crate) rush: bool,
 }
 
 /// Some viewers alike.

@@ -197,6 +197,7 @@ impl Replay<'_> {
             nice: 0,
             priority: 0,
             patient: false,
+            rush: false,
         }
     }
 

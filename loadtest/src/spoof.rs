@@ -229,6 +229,7 @@ fn plan(options: &SpoofOptions, server: &Server, rooms: &[String]) -> Plan {
         nice: 0,
         priority: 0,
         patient: false,
+        rush: false,
     }
 }
 

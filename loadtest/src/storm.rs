@@ -283,6 +283,7 @@ impl Calm {
             nice: 0,
             priority: 0,
             patient: false,
+            rush: false,
         };
         let mut fleet = Fleet::start(&plan, 1, deadline)?;
         progress.stage("storm: the room whose viewers stay");

@@ -24,6 +24,9 @@ use crate::viewer::{Phase, UNCHECKED, Viewer};
 use crate::wsclient::{self, Parsed, Upgrade};
 use crate::{realtime, sys, token, trust};
 
+/// Real-time priority while connections are begun: below that of those whose
+/// latency is measured.
+const RUSH: u8 = 1;
 /// The one read buffer.
 const READ_BUFFER: usize = 256 * 1024;
 
@@ -165,6 +168,9 @@ impl Worker {
             }
             Command::Connect => {
                 let plan = self.plan.as_ref().context("connect before prepare")?;
+                if plan.rush {
+                    realtime::run_first(RUSH);
+                }
                 self.connecting = Some(Connecting::new(plan.source));
                 Ok(())
             }

@@ -257,10 +257,16 @@ impl<'a> Bench<'a> {
             None => self.capacity()?,
         };
         let mut phases = Vec::new();
+        let mut storm = self.storm.take();
         for (index, &factor) in self.options.factors.iter().enumerate() {
             let last = index + 1 == self.options.factors.len();
-            let storm = if last { self.storm.take() } else { None };
+            let storm = if last { storm.as_mut() } else { None };
             phases.push(self.phase(factor, capacity.events_per_second, seconds, storm)?);
+        }
+        if let (Some(_), Some(phase)) = (&storm, phases.last_mut()) {
+            self.progress.stage("overload: capacity with the storm's viewers");
+            let with_all = self.step(self.options.connections, self.options.step_seconds * 3.0)?;
+            phase.after_storm(with_all, capacity.events_per_second);
         }
         Ok((calm, capacity, phases))
     }
@@ -365,7 +371,7 @@ impl<'a> Bench<'a> {
         factor: f64,
         capacity: f64,
         seconds: f64,
-        storm: Option<Fleet>,
+        mut storm: Option<&mut Fleet>,
     ) -> Result<Phase> {
         self.progress.stage(&format!("overload: {factor} times the capacity"));
         self.calm_down()?;
@@ -374,7 +380,6 @@ impl<'a> Bench<'a> {
         let client_cpu = self.client_cpu_ns();
         let from = sys::mono_us();
         let load = self.load(factor * capacity)?;
-        let mut storm = storm;
         let half = from + (seconds * 5e5) as u64;
         let until = from + (seconds * 1e6) as u64;
         self.wait(&load, if storm.is_some() { half } else { until })?;
@@ -392,8 +397,8 @@ impl<'a> Bench<'a> {
         let after = self.server.metrics();
         let normal = self.back_to_normal(ended)?;
         let storm = match (storm, joined) {
-            (Some(mut fleet), Some(joined)) => {
-                let stats = self.storm_settles(&mut fleet)?;
+            (Some(fleet), Some(joined)) => {
+                let stats = self.storm_settles(fleet)?;
                 Some(Storm::of(self.options.storm, joined, &stats, &before, &self.server.metrics()))
             }
             _ => None,
@@ -544,6 +549,7 @@ fn viewers(server: &Server, rooms: &[String], shares: Vec<Share>) -> Plan {
         nice: 0,
         priority: 0,
         patient: false,
+        rush: false,
     }
 }
 
@@ -555,6 +561,7 @@ fn stormers(options: &Options, viewers: &Plan) -> Plan {
         in_progress: options.storm,
         user: "storm-".into(),
         patient: true,
+        rush: true,
         ..viewers.clone()
     }
 }

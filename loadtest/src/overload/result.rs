@@ -158,6 +158,8 @@ impl Capacity {
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Storm {
     asked: u32,
+    /// From the first connection begun to the last.
+    opened_seconds: f64,
     /// Before the load ended.
     joined_under_load: u32,
     /// From the first connection to the last join, if that was before.
@@ -169,6 +171,9 @@ pub(super) struct Storm {
     held: f64,
     returns: Returns,
     join: Summary,
+    /// Closed loops with all of them in, after the phase: they read what the hot
+    /// room sends, and cost what it costs to write to them.
+    capacity_after: Option<Step>,
 }
 
 impl Storm {
@@ -183,6 +188,7 @@ impl Storm {
         let series = "tidegate_joins_total{result=\"held\"}";
         Self {
             asked,
+            opened_seconds: rush.opened_seconds,
             joined_under_load,
             seconds: (rush.seconds > 0.0).then_some(rush.seconds),
             joined: group.viewers,
@@ -190,6 +196,7 @@ impl Storm {
             held: after.series_growth(before, series).unwrap_or(0.0),
             returns: stats.returns,
             join: group.join.summary(),
+            capacity_after: None,
         }
     }
 }
@@ -302,6 +309,19 @@ impl Phase {
             storm,
             samples: samples.to_vec(),
         }
+    }
+
+    /// What the server takes with the storm's viewers in is what the part of the phase
+    /// with them is held to; while they came, the mean of before and after.
+    pub(super) fn after_storm(&mut self, with_all: Step, before: f64) {
+        let Some(storm) = &mut self.storm else { return };
+        let after = with_all.accepted_per_second.min(before);
+        let half = self.seconds / 2.0;
+        let coming = storm.seconds.unwrap_or(half).min(half);
+        let expected =
+            before * half + (before + after) / 2.0 * coming + after * (half - coming);
+        self.accepted_of_capacity = self.accepted_per_second * self.seconds / expected;
+        storm.capacity_after = Some(with_all);
     }
 
     fn marks(&self, calm: &Calm) -> Vec<Mark> {
@@ -573,9 +593,11 @@ fn storm_account(mut section: Section, storm: &Storm) -> Section {
         .line(
             "storm",
             format!(
-                "{} asked; {} in before the load ended{}, {} some time after; held {:.0}, \
-                 refused with a time {}, came back {}, reconnected {}",
+                "{} asked, the last connection begun after {:.2} s; {} in before the load \
+                 ended{}, {} some time after; held {:.0}, refused with a time {}, came back {}, \
+                 reconnected {}",
                 storm.asked,
+                storm.opened_seconds,
                 storm.joined_under_load,
                 storm.seconds.map(|s| format!(" (the last after {s:.2} s)")).unwrap_or_default(),
                 storm.joined,
@@ -586,6 +608,12 @@ fn storm_account(mut section: Section, storm: &Storm) -> Section {
             ),
         )
         .line("storm joins", storm.join.to_string());
+    if let Some(after) = &storm.capacity_after {
+        section = section.line(
+            "with them in",
+            format!("{:.0} accepted/s by closed loops", after.accepted_per_second),
+        );
+    }
     for (reason, count) in &storm.failed {
         section = section.line("storm FAILED", format!("{count}: {reason}"));
     }

@@ -131,6 +131,10 @@ pub struct Server {
     /// 1 KiB with its kernel socket not counted. Default 0: as many as the
     /// descriptor limit allows.
     pub max_connections: usize = 0,
+    /// Connections accepted per shard that wait for their turn to be let in, for
+    /// `websocket.handshake_timeout_ms` at most; further ones wait in the kernel, whose
+    /// queue is short. Default 8192.
+    pub max_waiting: usize = 8_192,
     /// Milliseconds between the signal to stop and the end, however many viewers
     /// are still there. Default 10 s.
     pub drain_timeout_ms: u64 = 10_000,
@@ -149,8 +153,8 @@ section! {
 pub struct WebSocket {
     /// Milliseconds from accept to the end of the upgrade request. Default 10 s.
     pub handshake_timeout_ms: u64 = 10_000,
-    /// Handshakes in progress per shard; further ones wait in the listen queue.
-    /// Each holds up to `max_header_bytes`. Default 1024.
+    /// Handshakes in progress per shard; further ones wait for their turn
+    /// (`server.max_waiting`). Each holds up to `max_header_bytes`. Default 1024.
     pub max_handshakes: usize = 1_024,
     /// Bytes of an upgrade request. Default 16 KiB.
     pub max_header_bytes: usize = 16_384,

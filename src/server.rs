@@ -56,7 +56,7 @@ use crate::wire::shared::Compression;
 use crate::worker::accept::{self, Edge};
 use crate::worker::entrance::Entrance;
 use crate::worker::give_way::Kept;
-use crate::worker::{ReadLimits, Worker, descriptors};
+use crate::worker::{ReadLimits, Worker, descriptors, doorway};
 
 /// Connections the kernel holds for a shard that is busy.
 const BACKLOG: i32 = 4_096;
@@ -304,6 +304,7 @@ impl Plan {
             },
             max_header: config.websocket.max_header_bytes,
             max_handshakes: config.websocket.max_handshakes,
+            max_waiting: config.server.max_waiting,
             handshake_timeout: Duration::from_millis(config.websocket.handshake_timeout_ms),
             max_message: config.websocket.max_message_bytes,
             places: Places::new(
@@ -430,6 +431,7 @@ struct ShardStart {
     policy: Policy,
     max_header: usize,
     max_handshakes: usize,
+    max_waiting: usize,
     handshake_timeout: Duration,
     max_message: usize,
     places: Arc<Places>,
@@ -482,6 +484,7 @@ impl ShardStart {
             viewers: Cell::new(0),
             others: Cell::new(0),
             handshakes: Arc::new(Semaphore::new(self.max_handshakes)),
+            max_waiting: self.max_waiting,
             places: self.places,
             patience: self.api.timeout,
             kept: Kept::default(),
@@ -508,7 +511,7 @@ impl ShardStart {
             let driver = quic.open(address, self.clock, worker.shard_mut())?;
             worker.serve_quic(driver);
         }
-        accept::start(&edge, listener);
+        doorway::open(&edge, listener);
         // The starter waits for nothing else; it cannot be gone.
         let _ = bound.send(Ok(address));
         let ended = worker.run().await;

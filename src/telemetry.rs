@@ -320,6 +320,11 @@ fn connections(text: &mut Text, total: &ShardStats, edges: &[&EdgeStats]) {
         sum(|edge| &edge.placeless),
     );
     text.gauge(
+        "tidegate_connections_waiting",
+        "Connections accepted and not yet let in.",
+        sum(|edge| &edge.at_the_door) as f64,
+    );
+    text.gauge(
         "tidegate_handshakes_in_progress",
         "Connections whose first request has not come.",
         sum(|edge| &edge.handshaking) as f64,

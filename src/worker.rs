@@ -15,6 +15,7 @@
 
 pub mod accept;
 pub mod descriptors;
+pub mod doorway;
 pub mod entrance;
 pub mod give_way;
 pub mod preface;

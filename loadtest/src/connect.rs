@@ -106,7 +106,7 @@ impl Connecting {
         let mut started = 0;
         while self.next < viewers.len().min(allowed)
             && self.in_progress < plan.in_progress
-            && started < BATCH
+            && (started < BATCH || plan.rush)
         {
             let viewer = &mut viewers[self.next];
             let index = self.next;

@@ -27,6 +27,9 @@ use crate::{realtime, sys, token, trust};
 /// Real-time priority while connections are begun: below that of those whose
 /// latency is measured.
 const RUSH: u8 = 1;
+/// They are there to be written to: of what they receive, once they are in, only
+/// messages of so many bytes at most are looked at.
+const RUSH_IGNORES: usize = 512;
 /// The one read buffer.
 const READ_BUFFER: usize = 256 * 1024;
 
@@ -479,6 +482,10 @@ impl Worker {
         let viewer = &mut self.viewers[index];
         if frame.rsv1 && !viewer.compressed {
             return Err("compressed without agreement".into());
+        }
+        let rush = self.plan.as_ref().is_some_and(|plan| plan.rush);
+        if rush && viewer.phase == Phase::Live && frame.payload.len() > RUSH_IGNORES {
+            return Ok(());
         }
         match self.book.message(viewer, frame.payload, frame.rsv1, now) {
             Answer::None => Ok(()),

@@ -82,6 +82,7 @@ impl Check {
 fn server(config: &Config, auth_unread: bool, check: &mut Check) {
     let server = &config.server;
     check.range("server.shards", server.shards, 0..=1_024);
+    check.range("server.max_waiting", server.max_waiting, 1..=1_000_000);
     check.range("server.max_connections", server.max_connections, 0..=100_000_000);
     check.range("server.drain_timeout_ms", server.drain_timeout_ms, 0..=HOUR_MS);
     check.range("server.reconnect_spread_ms", server.reconnect_spread_ms, 0..=HOUR_MS);

@@ -73,6 +73,8 @@ pub struct EdgeStats {
     pub accepted: AtomicU64,
     /// Sockets turned away at the connection limit.
     pub turned_away: AtomicU64,
+    /// Connections that were accepted and not yet let in.
+    pub at_the_door: AtomicU64,
     /// Connections whose first request has not come.
     pub handshaking: AtomicU64,
     /// HTTP connections that are no viewers.

@@ -110,6 +110,7 @@ fn connected(page: &mut Page, total: &ShardStats, edges: &[&EdgeStats]) {
 
 fn handshakes(page: &mut Page, total: &ShardStats, edges: &[&EdgeStats]) {
     page.head("handshakes");
+    page.number("at the door", sum(edges, |edge| &edge.at_the_door));
     page.number("in progress", sum(edges, |e| &e.handshaking) + total.carrier.handshakes);
     let outcomes = (0..).zip(HANDSHAKES);
     let outcomes = outcomes.map(|(i, name)| (name, sum(edges, |edge| &edge.handshakes[i])));

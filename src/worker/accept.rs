@@ -1,5 +1,5 @@
-//! From the listening socket to a viewer: accepts, serves HTTP, and hands
-//! upgraded sockets to the shard.
+//! From a new connection to a viewer: serves HTTP, and hands upgraded sockets to
+//! the shard.
 //!
 //! Until its first request is read, a connection holds one of a bounded number
 //! of places and has a deadline, so that silence, a byte a second or a storm of
@@ -28,14 +28,14 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 use tower::ServiceExt as _;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::entrance::{Begun, Entrance};
-use super::give_way::{self, Kept, Place, Unheard};
+use super::give_way::{Kept, Place};
 use super::preface::Prefixed;
 use super::stream::Stream;
 use crate::clock::Clock;
@@ -53,13 +53,6 @@ use crate::wire::Format;
 /// Idle time after which a kept-alive HTTP connection is closed, and the time a
 /// later request's head may take.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// Connections accepted before the thread's other tasks get their turn. Each brings a
-/// request that is read in that turn; with the 128 that the runtime lets pass, 2,000
-/// publishers who came at once kept other rooms' events waiting for 230 ms.
-const ACCEPTS_TURN: u32 = 16;
-/// Pause after the kernel had no descriptor for a new connection.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
 /// Unread bytes that one HTTP/2 stream, and one connection with all its streams,
 /// may have under way: what a caller can send before anything is taken from it.
 /// Four streams at full rate share a connection's window; over a path of 20 ms it
@@ -135,6 +128,8 @@ pub struct Edge {
     pub others: Cell<usize>,
     /// Places for connections whose first request has not come.
     pub handshakes: Arc<Semaphore>,
+    /// Accepted connections that may wait for one of them.
+    pub max_waiting: usize,
     /// Places for HTTP connections that are no viewers: publishers and readers.
     pub places: Arc<Places>,
     /// For how long a connection waits for one of them at most; at least half of it.
@@ -166,45 +161,6 @@ pub async fn finish(edge: &Edge) {
     };
     if tokio::time::timeout(GOODBYE, all).await.is_err() {
         debug!(connections = edge.http2.get(), "HTTP/2 connections are cut");
-    }
-}
-
-/// Starts the accept loop on the current local task set.
-pub fn start(edge: &Rc<Edge>, listener: TcpListener) {
-    let edge_ = Rc::clone(edge);
-    let both = async move {
-        tokio::join!(accept_loop(Rc::clone(&edge_), listener), give_way::to_who_waits(&edge_));
-    };
-    *edge.accepting.borrow_mut() = Some(tokio::task::spawn_local(both).abort_handle());
-}
-
-async fn accept_loop(edge: Rc<Edge>, listener: TcpListener) {
-    let mut unheard = Unheard::default();
-    for turn in (1..=ACCEPTS_TURN).cycle() {
-        if turn == ACCEPTS_TURN {
-            tokio::task::yield_now().await;
-        }
-        // Taken before the accept: what cannot be served waits in the kernel's
-        // queue, which is bounded and costs nothing here.
-        let Some(permit) = unheard.place(&edge).await else { return };
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                warn!(%error, "no new connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        edge.stats.accepted.fetch_add(1, Ordering::Relaxed);
-        if edge.viewers.get() + edge.others.get() >= edge.max_connections {
-            edge.stats.turned_away.fetch_add(1, Ordering::Relaxed);
-            continue;
-        }
-        let outcome = Rc::new(Outcome::default());
-        *outcome.place.borrow_mut() = Some(Place::new(permit, &edge.stats));
-        let serving = serve(Rc::clone(&edge), stream, peer.ip(), Rc::clone(&outcome));
-        let task = tokio::task::spawn_local(serving);
-        unheard.push(edge.clock.now(), &outcome, task.abort_handle());
     }
 }
 
@@ -263,6 +219,11 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
+    /// Of a connection that holds this place until its first request is there.
+    pub(super) fn new(place: Place) -> Rc<Self> {
+        Rc::new(Self { place: RefCell::new(Some(place)), ..Self::default() })
+    }
+
     /// Whether the first request has not come.
     pub(super) fn is_unheard(&self) -> bool {
         self.place.borrow().is_some()
@@ -276,7 +237,12 @@ impl Outcome {
     }
 }
 
-async fn serve(edge: Rc<Edge>, stream: TcpStream, peer: IpAddr, outcome: Rc<Outcome>) {
+pub(super) async fn serve(
+    edge: Rc<Edge>,
+    stream: TcpStream,
+    peer: IpAddr,
+    outcome: Rc<Outcome>,
+) {
     let _counted = Counted::new(&edge);
     let mut deadline = std::pin::pin!(tokio::time::sleep(edge.handshake_timeout));
     let begun = tokio::select! {

@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::protocol::{Plan, Report};
 use crate::stream::Stream;
-use crate::{realtime, sys};
+use crate::sys;
 use crate::viewer::{Phase, Viewer};
 
 /// Connections made from one source address: each has an explicit port, so
@@ -120,7 +120,7 @@ impl Connecting {
         if self.next == viewers.len() && self.opened_us == 0 {
             self.opened_us = sys::mono_us();
             if plan.rush {
-                realtime::run_as_others();
+                sys::set_nice(plan.nice);
             }
         }
         let (joined, opened_us) = (self.joined, self.opened_us);

@@ -115,9 +115,8 @@ pub(crate) struct Plan {
     pub(crate) priority: u8,
     /// Viewers who are told when to come back do, and reconnect if need be.
     pub(crate) patient: bool,
-    /// Until the last connection has been begun the worker does nothing else, and runs
-    /// before all others on its processor, where that is allowed: so they come as fast as
-    /// asked. What its viewers receive once they are in is not counted.
+    /// Until the last connection has been begun the worker does nothing else, and has
+    /// nearly all of its processor, where that is allowed: so they come as fast as asked. What its viewers receive once they are in is not counted.
     pub(crate) rush: bool,
 }
 

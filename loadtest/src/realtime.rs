@@ -7,10 +7,3 @@ pub(crate) fn run_first(priority: u8) -> bool {
     // SAFETY: 0 is the calling thread, and the kernel copies `priority` during the call.
     unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) == 0 }
 }
-
-/// Takes that back.
-pub(crate) fn run_as_others() {
-    let none = libc::sched_param { sched_priority: 0 };
-    // SAFETY: as above.
-    unsafe { libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const none) };
-}

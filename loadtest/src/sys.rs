@@ -63,6 +63,11 @@ pub(crate) fn run_later() {
     let _ = rustix::process::nice(5);
 }
 
+/// Sets this process's nice value, where that is allowed.
+pub(crate) fn set_nice(value: i32) {
+    let _ = rustix::process::setpriority_process(None, value);
+}
+
 /// How many processors this process might use when it was first asked, which is
 /// before it pinned itself.
 pub(crate) fn processors() -> usize {

@@ -406,9 +406,6 @@ impl Controller {
         let next = self.look(&window, elapsed, target, surged, now);
         let tighter = next.0 < self.level;
         if !tighter || !thin && (waiting || evicting || behind > 1.0 || !self.level.is_open()) {
-            if next.0.is_open() && !self.level.is_open() {
-                self.slowdown.over();
-            }
             (self.level, self.safe, self.scale) = next;
         }
     }

@@ -16,6 +16,7 @@
 //!   can take at this moment.
 //! - `fairness`, by which a room that takes more than its share yields first.
 //! - `capacity`, how fast work gets done, which says at once when that changes.
+//! - `slowdown`, which tells a server that got slower from a load that grew.
 //! - `recent`, by which asking again at once is not asking anew, and what was let in
 //!   once is seen through.
 //!
@@ -32,6 +33,7 @@ mod fairness;
 mod queue;
 mod recent;
 mod scale;
+mod slowdown;
 
 use std::time::Duration;
 
@@ -247,6 +249,8 @@ impl<T> Admission<T> {
     /// level once it waits longer than the bound and a quarter: sooner, and at the first
     /// moments of an overload half of all turns are of those who have waited longest.
     /// A queue beyond its bound is an onset: then only what matters most can be saved.
+    /// In a server that got slower whoever has waited for the bound goes first in any case:
+    /// what is safe is served then, and the rest refused.
     fn pop(&mut self, now: Time) -> Option<Waiting<T>> {
         self.oldest_first = !self.oldest_first;
         let waited = self.queue.oldest().map_or(Duration::ZERO, |since| now.since(since));
@@ -255,7 +259,8 @@ impl<T> Admission<T> {
             self.oldest_first && waited > bound + bound / LATE_PART
         } else {
             let full = FULL * bound.as_micros() as f64;
-            waited > bound / 2 && self.backlog_micros() <= full
+            let overdue = waited > bound && self.controller.is_slowed(now);
+            overdue || waited > bound / 2 && self.backlog_micros() <= full
         };
         let protected = self.queue.best().is_some_and(|place| self.protects(place));
         if late && !protected { self.queue.pop_oldest() } else { self.queue.pop_best() }
@@ -267,8 +272,8 @@ impl<T> Admission<T> {
     fn patience(&self, place: Priority, now: Time) -> Duration {
         let bound = self.short_bound;
         let safe = self.controller.safe().admits(place);
-        if safe && self.is_onset(now) {
-            bound * ONSET_PATIENCE
+        if safe && self.is_patient(now) {
+            bound * LONG_PATIENCE
         } else if (safe || has_begun(place)) && self.controller.is_unsettled(now) {
             bound + bound / NEW_PART
         } else {
@@ -276,9 +281,10 @@ impl<T> Admission<T> {
         }
     }
 
-    /// Whether a steep onset was a moment ago.
-    fn is_onset(&self, now: Time) -> bool {
-        self.onset.is_some_and(|at| now.since(at) < ONSET)
+    /// Whether what is safe may wait for long: a steep onset was a moment ago, or the server
+    /// got slower.
+    fn is_patient(&self, now: Time) -> bool {
+        self.onset.is_some_and(|at| now.since(at) < ONSET) || self.controller.is_slowed(now)
     }
 
     /// Works out what may wait under overload: what the settings say, or eight requests of
@@ -492,7 +498,7 @@ impl<T> Admission<T> {
         }
         self.strict |= overfull || !self.level().is_open();
         let short = work(self.short_bound);
-        let safe = if self.is_onset(now) { f64::from(ONSET_PATIENCE) } else { SAFE_QUEUE };
+        let safe = if self.is_patient(now) { f64::from(LONG_PATIENCE) } else { SAFE_QUEUE };
         let long = if self.strict { safe * short } else { work(self.settings.burst) };
         while measured
             && self.queue.len() > 1
@@ -553,10 +559,11 @@ const LATE_PART: u32 = 4;
 /// onset: of the default bounds, at 1.7 times the capacity. A slow rise finds a queue
 /// full of what is safe, which would wait for long and lose nothing by going elsewhere.
 const STEEP: Duration = Duration::from_millis(150);
-/// For how long after an onset what is safe may wait, alone in the queue or not, for so many
-/// times the bound.
+/// For how long after an onset what is safe may wait for long, alone in the queue or not:
+/// for so many times the bound. In a server that got slower as well: while half of its
+/// speed is gone, twice as much loses 2 tasks and 10 of four calls each, this none and 6.
 const ONSET: Duration = Duration::from_secs(1);
-const ONSET_PATIENCE: u32 = 4;
+const LONG_PATIENCE: u32 = 4;
 /// Part of the bound beyond it for which the same, and what has begun, may wait while the
 /// level is new: half. With three bounds more nothing else became better that could be
 /// told from chance, and on a ramp, where the level is new for long, the 99th percentile

@@ -21,6 +21,8 @@ const TIMES: f64 = 1.5;
 /// Evidence that is sure, as the logarithm of a ratio of likelihoods: chance alone comes
 /// by it once in some 100,000 measurements.
 const SURE: f64 = 12.0;
+/// The same for what must not be taken for true by chance: once in some five million.
+const VERY_SURE: f64 = 16.0;
 /// One measurement counts as no more than so many times the mean: a thread that was not
 /// running is no evidence of how fast it runs.
 const MOST: f64 = 8.0;
@@ -72,14 +74,14 @@ impl Change {
     /// Something took `took` times as long as the mean says; returns whether that is
     /// enough. The evidence is that of exponential times. Requests that were done
     /// together count as one: what slowed one of them slowed all.
-    fn add(&mut self, done: Done, took: f64) -> bool {
+    fn add(&mut self, done: Done, took: f64, sure: f64) -> bool {
         self.evidence += took * (1.0 - 1.0 / self.times) - self.times.ln();
         if self.evidence <= 0.0 {
             *self = Self::to(self.times);
             return false;
         }
         self.since.add(done);
-        self.evidence >= SURE && self.since.time >= LEAST_CHANGE
+        self.evidence >= sure && self.since.time >= LEAST_CHANGE
     }
 }
 
@@ -91,6 +93,8 @@ pub(super) struct Capacity {
     done: Done,
     /// Busy time since the mean began.
     age: f64,
+    /// Evidence that is enough for a change.
+    sure: f64,
     slower: Change,
     faster: Change,
 }
@@ -103,9 +107,15 @@ impl Capacity {
             in_force: false,
             done: Done::default(),
             age: 0.0,
+            sure: SURE,
             slower: Change::to(TIMES),
             faster: Change::to(1.0 / TIMES),
         }
+    }
+
+    /// That sees a change later and nearly never where there is none.
+    pub(super) fn cautious() -> Self {
+        Self { sure: VERY_SURE, ..Self::new() }
     }
 
     /// Work per busy microsecond, above 0.
@@ -148,8 +158,8 @@ impl Capacity {
             return false;
         }
         let took = done.time * self.rate / work;
-        let slower = self.slower.add(done, took).then_some(self.slower.since);
-        let faster = self.faster.add(done, took).then_some(self.faster.since);
+        let slower = self.slower.add(done, took, self.sure).then_some(self.slower.since);
+        let faster = self.faster.add(done, took, self.sure).then_some(self.faster.since);
         let changed = slower.or(faster);
         if let Some(since) = changed {
             self.done = since;

@@ -18,6 +18,7 @@ use super::AdmissionSettings;
 use super::capacity::Capacity;
 use super::demand::Demand;
 use super::scale::Scale;
+use super::slowdown::Slowdown;
 use crate::engine::priority::{AdmissionLevel, Priority};
 use crate::engine::time::Time;
 
@@ -52,6 +53,10 @@ const LEAST_DONE: f64 = 0.94;
 const TRIFLE: f64 = 0.02;
 /// Tiers that together ask for no more than this share of the capacity are safe.
 const SAFE: f64 = 0.9;
+/// The same in a server that got slower, once the level is not new. What resends add to a
+/// tier that is refused makes 0.88 of the capacity look like 0.85 to 1.25 of it: while half
+/// of the speed is gone 4 tasks are lost with 0.95 and 20 with 0.9, and none with this.
+const SAFE_SLOWED: f64 = 1.0;
 /// Time constant of the histogram while windows agree, in microseconds.
 const HISTOGRAM_MEMORY: f64 = 5_000_000.0;
 /// Part of it that lives on at most when a window contradicts the level. With half, a tenth
@@ -148,6 +153,7 @@ pub(super) struct Controller {
     /// Work per microsecond in the last window.
     done: f64,
     verdict: Verdict,
+    slowdown: Slowdown,
 }
 
 impl Controller {
@@ -168,6 +174,7 @@ impl Controller {
             behind: None,
             done: 0.0,
             verdict: Verdict::default(),
+            slowdown: Slowdown::new(),
         }
     }
 
@@ -176,8 +183,8 @@ impl Controller {
     }
 
     /// Tiers before this are not held back and not evicted before the others:
-    /// together they need no more than [`SAFE`] of the capacity. Nothing, as long
-    /// as no level is in force.
+    /// together they need no more than [`SAFE`] of the capacity, or [`SAFE_SLOWED`].
+    /// Nothing, as long as no level is in force.
     pub(super) fn safe(&self) -> AdmissionLevel {
         if self.level.is_open() { AdmissionLevel::SHUT } else { self.safe }
     }
@@ -247,6 +254,11 @@ impl Controller {
         self.unsettled.is_some_and(|at| now.since(at) < UNSETTLED)
     }
 
+    /// Whether the server got slower a while ago.
+    pub(super) fn is_slowed(&self, now: Time) -> bool {
+        self.slowdown.is_slowed(now)
+    }
+
     pub(super) fn admitted(&mut self, cost: f64) {
         self.window.admitted += cost;
     }
@@ -273,6 +285,7 @@ impl Controller {
         self.begun = None;
         let before = self.capacity.rate();
         let time = now.since(since).as_micros() as f64;
+        self.slowdown.measured(requests as f64, time, now);
         if self.capacity.measured(work, requests as f64, time) {
             self.changed = true;
             self.demand.scale(before / self.capacity.rate());
@@ -390,7 +403,7 @@ impl Controller {
             goal.max(admitted + settings.beta * window.arrived / elapsed)
         };
         let surged = overfull && self.level.is_open() && self.follow_surge(elapsed, now);
-        let next = self.look(&window, elapsed, target, surged);
+        let next = self.look(&window, elapsed, target, surged, now);
         let tighter = next.0 < self.level;
         if !tighter || !thin && (waiting || evicting || behind > 1.0 || !self.level.is_open()) {
             (self.level, self.safe, self.scale) = next;
@@ -447,6 +460,7 @@ impl Controller {
         elapsed: f64,
         target: f64,
         surged: bool,
+        now: Time,
     ) -> (AdmissionLevel, AdmissionLevel, Scale) {
         let rests = window.rested > SPARE * elapsed && !self.level.is_open();
         if rests {
@@ -455,7 +469,8 @@ impl Controller {
         let seen = self.scale.kept_to(self.level);
         self.demand.see(seen, elapsed);
         let next = self.demand.level(target / self.capacity.rate(), seen);
-        let safe = self.demand.whole_tiers(SAFE);
+        let slowed = self.is_slowed(now) && !self.is_unsettled(now);
+        let safe = self.demand.whole_tiers(if slowed { SAFE_SLOWED } else { SAFE });
         let scale = self.scale.read(&self.demand, seen, 1.0);
         // A window that contradicts the level makes the past worth less.
         let surprise =

@@ -264,6 +264,41 @@ fn a_server_that_loses_half_its_speed_serves_what_it_can() {
     assert_eq!(bench.run(5, 0.7).refused, 0);
 }
 
+/// What requests cost the server has learned: by that it does as much work as before. It is
+/// alone, so what it takes for too much now and then has nowhere else to go.
+#[test]
+fn what_fits_is_served_after_a_wait_once_the_server_got_slower() {
+    let (mut refused, mut offered) = (0, 0);
+    for seed in 1..21 {
+        let mut bench = Bench::new(seed);
+        // Five of nine tiers are 0.89 of what is left.
+        bench.tiers = 9;
+        bench.run(10, 0.8);
+        (bench.speed, bench.error) = (0.5, 2.0);
+        bench.run(3, 0.8);
+        let count = |bench: &Bench| {
+            let stats = &bench.admission.stats;
+            let shed: u64 = stats.shed.iter().map(|reason| reason[..5].iter().sum::<u64>()).sum();
+            (shed, stats.offered[..5].iter().sum::<u64>())
+        };
+        let before = count(&bench);
+        bench.waits.clear();
+        bench.run(20, 0.8);
+        let after = count(&bench);
+        refused += after.0 - before.0;
+        offered += after.1 - before.1;
+        assert!(bench.p99() < 400.0, "seed {seed}: {}", bench.p99());
+        // Waits are short again when the speed is back.
+        (bench.speed, bench.error) = (1.0, 1.0);
+        bench.run(3, 0.7);
+        bench.run(3, 3.0);
+        bench.waits.clear();
+        bench.run(20, 3.0);
+        assert!(bench.p99() < 90.0, "seed {seed}: {}", bench.p99());
+    }
+    assert!(refused * 20 <= offered, "{refused} of {offered}");
+}
+
 #[test]
 fn a_single_user_with_all_the_load_is_admitted_in_part() {
     let mut bench = Bench::new(8);

@@ -131,6 +131,8 @@ pub struct Admission<T> {
     /// When it last outgrew the long one, if that went fast.
     onset: Option<Time>,
     pinned: Option<AdmissionLevel>,
+    /// The server got slower, as of the last tick.
+    slowed: bool,
     /// Every other turn under an open level is of the oldest, if it is late.
     oldest_first: bool,
     /// Since when there has been nothing to do.
@@ -160,6 +162,7 @@ impl<T> Admission<T> {
             kept_bound: now,
             onset: None,
             pinned: None,
+            slowed: false,
             oldest_first: false,
             resting: Some(now),
             starved: true,
@@ -349,6 +352,7 @@ impl<T> Admission<T> {
     /// requests come.
     pub fn tick(&mut self, now: Time) {
         self.settle_rest(now);
+        self.slowed = self.controller.is_slowed(now);
         let stalled = self.stalled.map_or(Duration::ZERO, |since| now.since(since));
         let closed = self.controller.tick(&self.settings, self.queue.work(), stalled, now);
         if closed {
@@ -361,6 +365,13 @@ impl<T> Admission<T> {
     #[must_use]
     pub fn next_deadline(&self) -> Time {
         self.controller.deadline(&self.settings)
+    }
+
+    /// Whether requests took half as long again, or longer, within the last minute, and
+    /// still do, as of the last [`tick`](Self::tick).
+    #[must_use]
+    pub fn is_slowed(&self) -> bool {
+        self.slowed
     }
 
     /// What is admitted.

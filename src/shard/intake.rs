@@ -337,6 +337,7 @@ impl Intake {
             admission: self.admission.stats.clone(),
             level: self.admission.level(),
             pinned: self.admission.is_pinned(),
+            slowed: self.admission.is_slowed(),
             rung: self.ladder.rung(),
             waiting: self.len() as u64,
             backlog_micros: self.admission.backlog().as_micros() as u64,

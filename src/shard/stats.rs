@@ -197,6 +197,8 @@ pub struct IntakeStats {
     pub level: AdmissionLevel,
     /// The level is an operator's.
     pub pinned: bool,
+    /// Requests take longer than they did.
+    pub slowed: bool,
     /// What is given up.
     pub rung: Rung,
     /// Events waiting.

@@ -33,7 +33,7 @@ pub(super) fn overload(text: &mut Text, total: &ShardStats, scrape: &Scrape<'_>)
             text.sample(name, &[("shard", shard), ("part", part)], value);
         }
     });
-    let gauges: [Gauge; 7] = [
+    let gauges: [Gauge; 8] = [
         ("tidegate_admission_pinned", "Whether the level is an operator's.", |intake| {
             if intake.pinned { 1.0 } else { 0.0 }
         }),
@@ -51,6 +51,12 @@ pub(super) fn overload(text: &mut Text, total: &ShardStats, scrape: &Scrape<'_>)
             "tidegate_admission_capacity",
             "Estimated work done per busy second; 1 when estimates are exact.",
             |intake| intake.capacity,
+        ),
+        (
+            "tidegate_admission_slowed",
+            "Whether requests take half as long again as they did, or longer, and for a minute \
+             after: what fits may wait for longer then.",
+            |intake| f64::from(u8::from(intake.slowed)),
         ),
         ("tidegate_admission_waiting_events", "Events waiting in the admission queue.", |intake| {
             intake.waiting as f64

@@ -249,3 +249,22 @@ fn fill(file: &std::path::Path) {
         while open.write(&vec![0; size]).is_ok_and(|written| written > 0) {}
     }
 }
+
+#[test]
+fn without_a_log_a_reader_is_given_what_memory_has() {
+    let server = Server::start_with(
+        "[rooms]\nhistory_important = 2\n",
+        &[("TIDEGATE__DURABLE__DIRECTORY", "")],
+    );
+    for n in 1..=5 {
+        let event = json!([{"id": n.to_string(), "kind": "red_packet", "payload": n}]);
+        let (status, body) = server.publish("r", event);
+        assert_eq!((status, &body["results"][0]["status"]), (200, &json!("accepted")));
+    }
+    let token = server.token("im", "publisher", &["*"]);
+    let path = "/v1/rooms/r/events?important_after=0";
+    let (status, body) = server.http("GET", path, Some(&token), "");
+    assert_eq!(status, 200, "{body}");
+    let ids: Vec<_> = body["events"].as_array().expect("events").iter().map(|e| &e["id"]).collect();
+    assert_eq!((ids, &body["complete"]), (vec![&json!("4"), &json!("5")], &json!(false)));
+}

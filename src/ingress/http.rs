@@ -235,7 +235,8 @@ async fn read_events(
     let (reply, answer) = oneshot::channel();
     let message = Message::ReadEvents { room: id.clone(), after, limit, reply };
     api.shards.send(api.shards.home_of(&id), message);
-    let events = wait(api.timeout, answer).await?.ok_or_else(unknown_room)?;
+    let events = wait(api.timeout, answer).await.map_err(|error| unread(&api, error))?;
+    let events = events.ok_or_else(unknown_room)?;
     let mut body = format!(
         "{{\"room\":\"{id}\",\"epoch\":{},\"seq\":{},\"important\":{},\"complete\":{},\"more\":{},\"events\":[",
         events.epoch.0, events.seq.0, events.important.0, events.complete, events.more
@@ -249,6 +250,16 @@ async fn read_events(
     }
     body.extend_from_slice(b"]}");
     Ok(json(StatusCode::OK, body))
+}
+
+/// A read that the log did not take is not answered, just as one at the end of the
+/// server is not.
+fn unread(api: &Api, error: ApiError) -> ApiError {
+    if error.code == "draining" && *api.ready.borrow() {
+        let reason = "more is read from the log than it brings at once";
+        return ApiError::temporary(StatusCode::SERVICE_UNAVAILABLE, "busy", reason);
+    }
+    error
 }
 
 async fn read_room(

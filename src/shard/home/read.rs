@@ -206,7 +206,10 @@ impl Homes {
         };
         let events = home.events(replay.events, replay.complete, replay.more);
         match after {
-            After::Important(after) if !replay.complete && after <= events.important => {
+            // Without a log, what is kept is all there is.
+            After::Important(after)
+                if !replay.complete && after <= events.important && self.journal().is_some() =>
+            {
                 let reason = Wanted::Http { after, events: limit, reply };
                 self.read_log(id, after, limit, reason, path);
             }

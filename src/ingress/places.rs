@@ -323,8 +323,7 @@ mod tests {
         let places = Places::new(4, 3, Arc::default());
         let mut greedy = hold(&places, "greedy", 3);
         assert_eq!(places.try_take("greedy").unwrap_err(), Full);
-        let mut more: Vec<_> =
-            (0..3).map(|_| Box::pin(places.take("greedy", PATIENCE))).collect();
+        let mut more: Vec<_> = (0..3).map(|_| Box::pin(places.take("greedy", PATIENCE))).collect();
         assert!(more.iter_mut().all(|wait| poll(wait.as_mut()).is_none()));
         let modest = places.try_take("modest").expect("the part of others");
         let mut late = Box::pin(places.take("late", PATIENCE));

@@ -237,12 +237,7 @@ impl Outcome {
     }
 }
 
-pub(super) async fn serve(
-    edge: Rc<Edge>,
-    stream: TcpStream,
-    peer: IpAddr,
-    outcome: Rc<Outcome>,
-) {
+pub(super) async fn serve(edge: Rc<Edge>, stream: TcpStream, peer: IpAddr, outcome: Rc<Outcome>) {
     let _counted = Counted::new(&edge);
     let mut deadline = std::pin::pin!(tokio::time::sleep(edge.handshake_timeout));
     let begun = tokio::select! {
@@ -525,11 +520,7 @@ fn not_over_http2(edge: &Edge) -> Response<Body> {
     secure(error_response(ApiError::new(StatusCode::BAD_REQUEST, "bad_handshake", reason)))
 }
 
-async fn respond(
-    edge: &Edge,
-    outcome: &Rc<Outcome>,
-    request: Request<Incoming>,
-) -> Response<Body> {
+async fn respond(edge: &Edge, outcome: &Rc<Outcome>, request: Request<Incoming>) -> Response<Body> {
     if outcome.held.borrow().is_none() {
         let application = application(edge.api.as_deref(), request.headers());
         if !take_place(edge, outcome, &application).await {

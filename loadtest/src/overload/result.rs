@@ -318,8 +318,7 @@ impl Phase {
         let after = with_all.accepted_per_second.min(before);
         let half = self.seconds / 2.0;
         let coming = storm.seconds.unwrap_or(half).min(half);
-        let expected =
-            before * half + (before + after) / 2.0 * coming + after * (half - coming);
+        let expected = before * half + (before + after) / 2.0 * coming + after * (half - coming);
         self.accepted_of_capacity = self.accepted_per_second * self.seconds / expected;
         storm.capacity_after = Some(with_all);
     }

@@ -17,6 +17,7 @@ use tidegate::engine::confirm;
 use tidegate::engine::delivery::{Bounds, LadderSettings};
 use tidegate::engine::ids::ShardId;
 use tidegate::engine::level::LevelKey;
+use tidegate::ingress::places::Places;
 use tidegate::ingress::stats::EdgeStats;
 use tidegate::shard::connection::ViewerKey;
 use tidegate::shard::held::HoldSettings;
@@ -31,8 +32,10 @@ use tidegate::transport::websocket::reader::Listener;
 use tidegate::wire::deflate::Deflater;
 use tidegate::wire::frame;
 use tidegate::wire::shared::Compression;
-use tidegate::worker::accept::{Edge, start};
+use tidegate::worker::accept::Edge;
+use tidegate::worker::doorway;
 use tidegate::worker::entrance::Entrance;
+use tidegate::worker::give_way::Kept;
 use tidegate::worker::{ReadLimits, Worker};
 use tokio::sync::{Semaphore, mpsc, watch};
 
@@ -125,6 +128,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     let (arrivals, arrived) = mpsc::unbounded_channel();
     let stats = Arc::new(EdgeStats::default());
     let identity = arguments.tls.then(|| Identity::development(clock.now())).transpose()?;
+    let places = Places::new(100, 100, Arc::clone(&stats));
     let edge = Rc::new(Edge {
         entrance: Entrance::new(identity.as_ref(), Plaintext::Always, Arc::clone(&stats)),
         policy: Policy {
@@ -147,7 +151,10 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
         viewers: Cell::new(0),
         others: Cell::new(0),
         handshakes: Arc::new(Semaphore::new(100)),
-        requests: Arc::new(Semaphore::new(100)),
+        max_waiting: 100,
+        places,
+        patience: Duration::from_secs(10),
+        kept: Kept::default(),
         accepting: RefCell::new(None),
         clock,
     });
@@ -155,7 +162,7 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
     let limits = ReadLimits { max_message: MAX_MESSAGE, message_timeout: DAY };
     let echo = Echo(Deflater::new(3));
     let worker = Worker::new(shard, echo, clock, inbox, arrived, Rc::clone(&edge), limits)?;
-    start(&edge, socket);
+    doorway::open(&edge, socket);
     println!("echo on ws://{address}");
     Ok(worker.run().await?)
 }

@@ -52,7 +52,7 @@ impl Kept {
         }
     }
 
-    fn is_closed(mut self) -> bool {
+    fn was_closed(mut self) -> bool {
         matches!(self.0.read(&mut [0; 1]), Ok(0))
     }
 }
@@ -77,7 +77,7 @@ fn an_application_that_keeps_connections_shuts_out_neither_others_nor_itself() {
     server.wait_metric("tidegate_http_connections_gave_way_total", 2.0);
     // Those that were idle for longest: the first two.
     let mut last = kept.pop().expect("three");
-    assert!(kept.into_iter().all(Kept::is_closed));
+    assert!(kept.into_iter().all(Kept::was_closed));
     last.again(&server, "greedy");
     assert!(last.answer().starts_with("HTTP/1.1 200"), "it stayed");
     assert!(server.metric("tidegate_http_connections_refused_total") < 0.5);
@@ -104,7 +104,7 @@ fn the_line_is_bounded_and_who_is_in_it_is_answered_in_the_end() {
     let answer = refused.answer();
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("\"busy\""), "{answer}");
     assert!(answer.contains("retry-after: 1") && answer.contains("\"admission\""), "{answer}");
-    assert!(refused.is_closed());
+    assert!(refused.was_closed());
     assert!(server.metric("tidegate_http_connections_refused_total") > 0.5);
     slow.0.write_all(body.as_bytes()).expect("sent");
     assert!(slow.answer().starts_with("HTTP/1.1 200"));

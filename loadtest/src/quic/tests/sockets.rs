@@ -73,6 +73,7 @@ fn viewers_on_shared_sockets_join_and_receive() {
         nice: 0,
         priority: 0,
         patient: false,
+        rush: false,
     };
     let stop = Arc::new(AtomicBool::new(false));
     let told = Arc::clone(&stop);

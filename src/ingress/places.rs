@@ -6,7 +6,8 @@
 //! open and close than a request to answer (measured: 8,000 connections for
 //! 1,024 places, each closed and opened anew, left 11 % of the capacity for
 //! events). So who finds no place waits in line for one, which costs nothing but
-//! memory. The line is bounded, and so is the wait.
+//! memory. The line is bounded, and so is the wait; when it is full, the application of
+//! which most wait has its last sent away.
 //!
 //! An *application* (the token's `sub`) has a bound of its own, so that none of
 //! them, however many connections it opens, shuts out the others; applications
@@ -135,7 +136,7 @@ impl Places {
         let (given, place) = oneshot::channel();
         {
             let mut state = self.state();
-            if state.waiting >= self.most {
+            if state.waiting >= self.most && !state.crowd_out(application) {
                 state.forget_idle(application);
                 return Err(Full);
             }
@@ -221,6 +222,23 @@ impl Places {
 }
 
 impl State {
+    /// Sends away the last in the longest line, if that is longer than the line of this
+    /// application would be (McKenney, *Stochastic fairness queueing*, INFOCOM 1990).
+    /// Returns whether it did.
+    fn crowd_out(&mut self, application: Application) -> bool {
+        let length = |application: &Application| {
+            self.applications.get(application).map_or(0, |party| party.line.len())
+        };
+        let Some(longest) = self.turns.iter().max_by_key(|other| length(other)) else {
+            return false;
+        };
+        if length(longest) <= length(&application) + 1 {
+            return false;
+        }
+        let longest = *longest;
+        self.applications.get_mut(&longest).and_then(|party| party.line.pop_back()).is_some()
+    }
+
     /// Memory is not to grow with the names of those who came once.
     fn forget_idle(&mut self, application: Application) {
         let idle = |party: &Party| party.held == 0 && party.line.is_empty();
@@ -360,18 +378,39 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_fills_the_line_keeps_nobody_else_out_of_it() {
+        let places = Places::new(3, 1, Arc::default());
+        let held = ["a", "b", "c"].map(|name| places.try_take(name).expect("a place"));
+        let mut line: Vec<_> = (0..3).map(|_| Box::pin(places.take("a", PATIENCE))).collect();
+        assert!(line.iter_mut().all(|wait| poll(wait.as_mut()).is_none()));
+        let mut modest = Box::pin(places.take("d", PATIENCE));
+        assert!(poll(modest.as_mut()).is_none(), "in line");
+        let last = poll(line.pop().expect("three").as_mut());
+        assert_eq!(last.expect("sent away").unwrap_err(), Full);
+        let more = poll(pin!(places.take("a", PATIENCE)));
+        assert_eq!(more.expect("no line").unwrap_err(), Full, "it has the longest");
+        let [a, b, _c] = held;
+        drop(b);
+        assert!(line.iter_mut().all(|wait| poll(wait.as_mut()).is_none()), "it has its part");
+        let d = poll(modest.as_mut()).expect("its turn").expect("a place");
+        drop((a, d));
+        assert!(poll(line[0].as_mut()).expect("its turn").is_ok());
+        assert_eq!(places.counts(), (2, 1), "given and dropped, and one that is in line");
+    }
+
+    #[tokio::test]
     async fn who_leaves_the_line_is_passed_over() {
-        let places = Places::new(1, 1, Arc::default());
-        let held = hold(&places, "im", 1);
+        let places = Places::new(2, 2, Arc::default());
+        let mut held = hold(&places, "im", 2);
         let mut leaves = Box::pin(places.take("a", PATIENCE));
         let mut stays = Box::pin(places.take("b", PATIENCE));
         assert!(poll(leaves.as_mut()).is_none() && poll(stays.as_mut()).is_none());
-        drop(held);
-        assert_eq!(places.counts(), (1, 2), "given to the first");
+        held.pop();
+        assert_eq!(places.counts(), (2, 2), "given to the first");
         drop(leaves);
         let place = poll(stays.as_mut()).expect("its turn").expect("a place");
-        assert_eq!(places.counts(), (1, 1));
-        drop((place, stays));
+        assert_eq!(places.counts(), (2, 0));
+        drop((place, held));
         assert_eq!(places.counts(), (0, 0));
         assert!(places.state().applications.is_empty());
     }

@@ -461,11 +461,11 @@ fn garbage_and_handshakes_that_stop_half_way_give_their_places_back() {
             stream
         })
         .collect();
-    server.wait_metric(&failed("unfinished"), 12.0);
+    // Some of them while they waited to be let in.
+    server.wait_metric("tidegate_handshakes_total{result=\"timeout\"}", 12.0);
     assert_eq!(server.metric("tidegate_handshakes_in_progress"), 0.0);
-    let over = ["timeout", "gave_way"]
-        .map(|result| server.metric(&format!("tidegate_handshakes_total{{result=\"{result}\"}}")));
-    assert_eq!(over.iter().sum::<f64>(), 12.0);
+    assert_eq!(server.metric("tidegate_connections_waiting"), 0.0);
+    assert!(server.metric(&failed("unfinished")) >= 2.0);
     drop(silent);
 
     for n in 1..=20 {

@@ -7,6 +7,7 @@ mod polite;
 mod real;
 mod result;
 mod steady;
+mod storm;
 mod tally;
 mod users;
 mod watch;

@@ -17,6 +17,7 @@
 //! - `fairness`, by which a room that takes more than its share yields first.
 //! - `capacity`, how fast work gets done, which says at once when that changes.
 //! - `slowdown`, which tells a server that got slower from a load that grew.
+//! - `retry`, when to come back.
 //! - `recent`, by which asking again at once is not asking anew, and what was let in
 //!   once is seen through.
 //!
@@ -32,6 +33,7 @@ mod entry;
 mod fairness;
 mod queue;
 mod recent;
+mod retry;
 mod scale;
 mod slowdown;
 
@@ -43,6 +45,7 @@ pub use self::entry::{AdmissionStats, Entry, Shed};
 use self::fairness::Fairness;
 use self::queue::{Waiting, WorkQueue};
 use self::recent::Recent;
+pub use self::retry::retry_after;
 use super::ids::Tier;
 use super::priority::{AdmissionLevel, Priority};
 use super::time::Time;
@@ -541,17 +544,6 @@ impl<T> Admission<T> {
         self.stats.shed[why as usize][tier(&entry)] += 1;
         shed.push((entry, why));
     }
-}
-
-/// When a caller should come back that was refused at `load` times the
-/// capacity: a second for each capacity too much, 10 s at most, drawn with full
-/// jitter (Brooker, *Exponential Backoff and Jitter*, 2015) from `draw`.
-#[must_use]
-pub fn retry_after(load: f64, draw: u64) -> Duration {
-    const LEAST: f64 = 50.0;
-    let excess = (load - 1.0).clamp(0.1, 10.0);
-    let share = (draw >> 11) as f64 / (1u64 << 53) as f64;
-    Duration::from_millis((LEAST + share * (excess * 1_000.0 - LEAST)) as u64)
 }
 
 /// A queue is beyond its bound, by estimates that are never exact, when it is

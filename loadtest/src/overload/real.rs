@@ -8,8 +8,9 @@ use tidegate::client::Protocol;
 
 use super::flood::{Flood, FloodPlan};
 use super::polite::{Polite, PolitePlan};
-use super::result::{self, Calm, Capacity, Phase, Step, Storm};
+use super::result::{self, Calm, Capacity, Phase, Step};
 use super::steady::{Account, Steady};
+use super::storm::Storm;
 use super::tally::Tally;
 use super::watch::Watch;
 use crate::fleet::{self, Fleet, Joined};

@@ -8,11 +8,11 @@ use serde::Serialize;
 use super::flood::by_kind;
 use super::real::Options;
 use super::steady::Account;
+use super::storm::Storm;
 use super::tally::Tally;
 use super::watch::Sample;
-use crate::fleet::Joined;
 use crate::hist::{Recorded, Summary};
-use crate::protocol::{Returns, Stats};
+use crate::protocol::Stats;
 use crate::report::{Output, Section};
 use crate::run::RunOptions;
 use crate::server::Metrics;
@@ -154,53 +154,6 @@ impl Capacity {
     }
 }
 
-/// A join storm.
-#[derive(Debug, Clone, Serialize)]
-pub(super) struct Storm {
-    asked: u32,
-    /// From the first connection begun to the last.
-    opened_seconds: f64,
-    /// Before the load ended.
-    joined_under_load: u32,
-    /// From the first connection to the last join, if that was before.
-    seconds: Option<f64>,
-    /// Some time after it had.
-    joined: u64,
-    failed: BTreeMap<String, u32>,
-    /// By the server: joins that waited in line.
-    held: f64,
-    returns: Returns,
-    join: Summary,
-    /// Closed loops with all of them in, after the phase: they read what the hot
-    /// room sends, and cost what it costs to write to them.
-    capacity_after: Option<Step>,
-}
-
-impl Storm {
-    pub(super) fn of(
-        asked: u32,
-        (joined_under_load, rush): (u32, Joined),
-        stats: &Stats,
-        before: &Metrics,
-        after: &Metrics,
-    ) -> Self {
-        let group = stats.groups.first().cloned().unwrap_or_default();
-        let series = "tidegate_joins_total{result=\"held\"}";
-        Self {
-            asked,
-            opened_seconds: rush.opened_seconds,
-            joined_under_load,
-            seconds: (rush.seconds > 0.0).then_some(rush.seconds),
-            joined: group.viewers,
-            failed: rush.failed,
-            held: after.series_growth(before, series).unwrap_or(0.0),
-            returns: stats.returns,
-            join: group.join.summary(),
-            capacity_after: None,
-        }
-    }
-}
-
 /// A load, and what came of it.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Phase {
@@ -311,16 +264,11 @@ impl Phase {
         }
     }
 
-    /// What the server takes with the storm's viewers in is what the part of the phase
-    /// with them is held to; while they came, the mean of before and after.
+    /// The storm's viewers are all in, and cost what they cost.
     pub(super) fn after_storm(&mut self, with_all: Step, before: f64) {
         let Some(storm) = &mut self.storm else { return };
-        let after = with_all.accepted_per_second.min(before);
-        let half = self.seconds / 2.0;
-        let coming = storm.seconds.unwrap_or(half).min(half);
-        let expected = before * half + (before + after) / 2.0 * coming + after * (half - coming);
-        self.accepted_of_capacity = self.accepted_per_second * self.seconds / expected;
-        storm.capacity_after = Some(with_all);
+        let could_be = storm.could_be(before, with_all, self.seconds);
+        self.accepted_of_capacity = self.accepted_per_second * self.seconds / could_be;
     }
 
     fn marks(&self, calm: &Calm) -> Vec<Mark> {
@@ -582,39 +530,7 @@ fn account(phase: &Phase, publishers: &str) -> Section {
             ),
         );
     match &phase.storm {
-        Some(storm) => storm_account(section, storm),
+        Some(storm) => storm.account(section),
         None => section,
     }
-}
-
-fn storm_account(mut section: Section, storm: &Storm) -> Section {
-    section = section
-        .line(
-            "storm",
-            format!(
-                "{} asked, the last connection begun after {:.2} s; {} in before the load \
-                 ended{}, {} some time after; held {:.0}, refused with a time {}, came back {}, \
-                 reconnected {}",
-                storm.asked,
-                storm.opened_seconds,
-                storm.joined_under_load,
-                storm.seconds.map(|s| format!(" (the last after {s:.2} s)")).unwrap_or_default(),
-                storm.joined,
-                storm.held,
-                storm.returns.refused,
-                storm.returns.came_back,
-                storm.returns.reconnected
-            ),
-        )
-        .line("storm joins", storm.join.to_string());
-    if let Some(after) = &storm.capacity_after {
-        section = section.line(
-            "with them in",
-            format!("{:.0} accepted/s by closed loops", after.accepted_per_second),
-        );
-    }
-    for (reason, count) in &storm.failed {
-        section = section.line("storm FAILED", format!("{count}: {reason}"));
-    }
-    section
 }

@@ -24,7 +24,9 @@ use crate::engine::time::Time;
 
 /// Connections let in before the thread's other tasks get their turn. With the 128
 /// that the runtime lets pass, 2,000 publishers who came at once kept other rooms'
-/// events waiting for 230 ms; this has 10 ms.
+/// events waiting for 230 ms; this has 10 ms. Twice as many let a storm of joins in no
+/// sooner (10.9 s beside 11.5, under ten times the capacity), and small rooms' 99th
+/// percentile was 26 ms.
 const TURN: usize = 16;
 /// Connections accepted in that time at most: 10 us each.
 const ACCEPTS: usize = 128;

@@ -79,7 +79,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 32)]
     publishers: usize,
     /// They use gRPC instead of HTTP.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "ignore_levels")]
     grpc: bool,
     /// Publishers ignore every level and answer.
     #[arg(long)]

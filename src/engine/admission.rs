@@ -9,7 +9,8 @@
 //!
 //! Its parts, each in a file:
 //! - `queue`, a short priority queue measured in work. What a level decides too
-//!   late or too coarsely, the queue decides at once: it evicts the worst.
+//!   late or too coarsely, the queue decides at once: it evicts the worst, as `overflow`
+//!   says.
 //! - `controller`, which moves the level from what a window showed, with
 //!   `demand`, the histogram it reads it from.
 //! - `scale`, from which callers are told, with every answer, how much the queue
@@ -31,6 +32,7 @@ pub mod cost;
 mod demand;
 mod entry;
 mod fairness;
+mod overflow;
 mod queue;
 mod recent;
 mod retry;
@@ -360,7 +362,7 @@ impl<T> Admission<T> {
         let closed = self.controller.tick(&self.settings, self.queue.work(), stalled, now);
         if closed {
             let overloaded = self.controller.verdict().overloaded || !self.level().is_open();
-            self.fairness.share_out(self.controller.throughput(), overloaded, now);
+            self.share_out(overloaded, now);
         }
     }
 
@@ -493,51 +495,9 @@ impl<T> Admission<T> {
         self.level().admits(priority) || self.pinned.is_none() && told().admits(priority)
     }
 
-    /// Evicts until the queue keeps its bound. One entry may wait whatever it
-    /// costs, or it could never be served.
-    fn bound(&mut self, now: Time, shed: &mut Vec<(Entry<T>, Shed)>) {
-        let capacity = self.controller.capacity().max(LEAST_CAPACITY);
-        let work = |bound: Duration| bound.as_micros() as f64 * capacity;
-        let measured = self.controller.has_measured();
-        let overfull = measured && self.queue.work() > work(self.settings.burst);
-        if self.queue.work() <= work(self.short_bound) {
-            self.kept_bound = now;
-            self.controller.kept_bound(now);
-        }
-        if overfull && !self.strict {
-            self.controller.overfull();
-            if now.since(self.kept_bound) < STEEP {
-                self.onset = Some(now);
-            }
-        }
-        self.strict |= overfull || !self.level().is_open();
-        let short = work(self.short_bound);
-        let safe = if self.is_patient(now) { f64::from(LONG_PATIENCE) } else { SAFE_QUEUE };
-        let long = if self.strict { safe * short } else { work(self.settings.burst) };
-        while measured
-            && self.queue.len() > 1
-            && self.queue.work() > short
-            && let Some((place, worst)) = self.queue.worst()
-        {
-            // What the server will get to all the same only waits its turn.
-            let patient = !self.strict || self.controller.safe().admits(place);
-            if patient && self.queue.work() <= long {
-                break;
-            }
-            if self.settings.dry_run {
-                self.stats.would_shed[Shed::Evicted as usize][tier(worst)] += 1;
-                break;
-            }
-            let Some(worst) = self.queue.pop_worst() else { return };
-            self.controller.evicted(worst.cost);
-            self.refuse(worst, Shed::Evicted, shed);
-        }
-        if self.queue.len() > self.settings.max_entries
-            && let Some(worst) = self.queue.pop_worst()
-        {
-            self.controller.evicted(worst.cost);
-            self.refuse(worst, Shed::Evicted, shed);
-        }
+    /// Works out anew which rooms keep to their share.
+    fn share_out(&mut self, overloaded: bool, now: Time) {
+        self.fairness.share_out(self.controller.throughput(), overloaded, self.mean_cost, now);
     }
 
     fn refuse(&mut self, entry: Entry<T>, why: Shed, shed: &mut Vec<(Entry<T>, Shed)>) {
@@ -549,19 +509,11 @@ impl<T> Admission<T> {
 /// A queue is beyond its bound, by estimates that are never exact, when it is
 /// this many times as long.
 const FULL: f64 = 1.1;
-/// A queue of nothing but safe tiers may be this many times as long, when no onset was a
-/// moment ago. With four times, what was taken for safe at a load that has risen since
-/// made the 99th percentile of all.
-const SAFE_QUEUE: f64 = 2.0;
 /// Part of the bound beyond it at which an entry under an open level counts as late. In the
 /// simulation at 0.9 of the capacity as many are refused as with none, and on a ramp to
 /// five times the capacity the 99th percentile of queueing falls by a fifth; with three
 /// times the bound, tasks at 0.9 missed their deadlines.
 const LATE_PART: u32 = 4;
-/// A queue that grows from its short bound to its long one faster than this is an
-/// onset: of the default bounds, at 1.7 times the capacity. A slow rise finds a queue
-/// full of what is safe, which would wait for long and lose nothing by going elsewhere.
-const STEEP: Duration = Duration::from_millis(150);
 /// For how long after an onset what is safe may wait for long, alone in the queue or not:
 /// for so many times the bound. In a server that got slower as well: while half of its
 /// speed is gone, twice as much loses 2 tasks and 10 of four calls each, this none and 6.

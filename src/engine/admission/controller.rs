@@ -80,18 +80,21 @@ const SWEPT: f64 = 0.3;
 const UNSETTLED: Duration = Duration::from_secs(2);
 
 /// What has come since the queue last kept its short bound: busy microseconds, in how
-/// many requests, since when.
+/// many requests, since when, and for how long one of them had waited to be read.
 #[derive(Debug, Clone, Copy, Default)]
 struct Surge {
     work: f64,
     requests: u64,
     since: Time,
+    before: Duration,
 }
 
 impl Surge {
-    /// As a multiple of the capacity.
+    /// As a multiple of the capacity. What a late turn reads all at once has come over
+    /// all the time that it was late.
     fn rate(&self, now: Time) -> f64 {
-        self.work / (now.since(self.since).as_micros() as f64).max(1.0)
+        let time = now.since(self.since) + self.before;
+        self.work / (time.as_micros() as f64).max(1.0)
     }
 }
 
@@ -150,8 +153,9 @@ pub(super) struct Controller {
     /// While requests wait before they get here: the most work per microsecond
     /// that was done since that began.
     behind: Option<f64>,
-    /// Work per microsecond in the last window.
+    /// Work per microsecond in the last window, and the share of it without work.
     done: f64,
+    rested: f64,
     verdict: Verdict,
     slowdown: Slowdown,
 }
@@ -173,6 +177,7 @@ impl Controller {
             begun: None,
             behind: None,
             done: 0.0,
+            rested: 0.0,
             verdict: Verdict::default(),
             slowdown: Slowdown::new(),
         }
@@ -213,10 +218,10 @@ impl Controller {
         self.verdict
     }
 
-    /// Work per microsecond that was done in the last window; no more than the
-    /// capacity.
+    /// Work per microsecond that was done in the last window, or could have been while
+    /// the server rested; no more than the capacity.
     pub(super) fn throughput(&self) -> f64 {
-        self.done.min(self.capacity.rate())
+        (self.done + self.rested * self.capacity.rate()).min(self.capacity.rate())
     }
 
     /// Work per busy microsecond.
@@ -239,6 +244,7 @@ impl Controller {
         self.demand.arrived(priority, time);
         self.surge.work += time;
         self.surge.requests += 1;
+        self.surge.before = self.surge.before.max(before);
         self.window.arrived += cost;
         self.window.before += before.as_micros() as f64;
         self.window.requests += 1;
@@ -377,6 +383,7 @@ impl Controller {
             queueing = queueing.max(stalled);
         }
         self.done = window.started / elapsed;
+        self.rested = window.rested / elapsed;
         let waiting = queueing > settings.threshold;
         let overfull = std::mem::take(&mut self.overfull);
         let evicting = overfull || window.evicted > EVICTED * window.admitted;

@@ -7,9 +7,9 @@
 //! ones. Of those beyond their share, a room that asks for r times as much as the
 //! smallest of them has its events spread over their tier r times as wide, and
 //! what falls off the end is last in it. So it is the same users that give way all
-//! the time, not whoever comes last. Rooms within their share are let past the level and stand right behind the protected tiers: together
-//! they fit, by the way the share is found, and a small room does not notice the
-//! storm next door.
+//! the time, not whoever comes last. Rooms within their share are let past the level
+//! and stand right behind the protected tiers, before all others: together they fit, by
+//! the way the share is found, and a small room does not notice the storm next door.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -29,6 +29,9 @@ const MAX_ROOMS: usize = 4_096;
 const HALF_LIFE: Duration = Duration::from_secs(1);
 /// Shares hold this long after they were last needed.
 const OUTLAST: Duration = Duration::from_secs(1);
+/// Standard deviations of the number of a room's requests that are chance. Of rooms that
+/// all ask for a little more than their share, some would keep to it for a moment.
+const CHANCE: f64 = 2.0;
 /// A room below this much work, in microseconds, is forgotten.
 const NEGLIGIBLE: f64 = 1.0;
 
@@ -44,7 +47,9 @@ pub(super) struct Fairness {
     beyond: usize,
     /// When shares were last needed.
     needed: Option<Time>,
-    span: f64,
+    /// Work that was done or could have been, fading as what rooms used does: the work of
+    /// a moment that did nothing else but stand still would be nobody's share.
+    done: f64,
     counted: Time,
 }
 
@@ -56,7 +61,7 @@ impl Fairness {
             within: HashSet::new(),
             beyond: 0,
             needed: None,
-            span: 0.0,
+            done: 0.0,
             counted: now,
         }
     }
@@ -77,8 +82,8 @@ impl Fairness {
         priority: Priority,
     ) -> Priority {
         if self.is_within(room) {
-            let front = settings.protected_tier.0.saturating_add(1);
-            return Priority::at(Tier(priority.tier().0.min(front)), priority.within_tier());
+            let front = Tier(settings.protected_tier.0.saturating_add(1));
+            return if priority.tier() < front { priority } else { Priority::at(front, 0.0) };
         }
         let Some(stretch) = self.stretch(room) else { return priority };
         Priority::at(priority.tier(), priority.within_tier() * stretch)
@@ -127,7 +132,7 @@ impl Fairness {
         if share.is_infinite() && blamed { half } else { share }
     }
 
-    fn set(&mut self, share: f64) {
+    fn set(&mut self, share: f64, request: f64) {
         let beyond = || self.cost.iter().filter(|(_, cost)| **cost > share);
         self.beyond = beyond().count();
         // Among those beyond, only the difference between them matters: tiers
@@ -136,29 +141,31 @@ impl Fairness {
         let uses = beyond().map(|(room, cost)| (*room, cost / least));
         self.stretch.clear();
         self.stretch.extend(uses.filter(|(_, uses)| *uses > 1.01));
-        let within = self.cost.iter().filter(|(_, cost)| **cost <= share);
+        let surely = |cost: f64| cost + CHANCE * (cost * request).sqrt() <= share;
+        let within = self.cost.iter().filter(|(_, cost)| surely(**cost));
         self.within.clear();
         self.within.extend(within.map(|(room, _)| *room));
     }
 
-    /// Works the shares out anew for a `capacity` in work per microsecond.
-    pub(super) fn share_out(&mut self, capacity: f64, overloaded: bool, now: Time) {
+    /// Works the shares out anew. `throughput`: work per microsecond that was done, or
+    /// could have been, since the last time.
+    pub(super) fn share_out(&mut self, throughput: f64, overloaded: bool, request: f64, now: Time) {
         let elapsed = now.since(self.counted);
-        self.span += elapsed.as_micros() as f64;
+        self.done += throughput * elapsed.as_micros() as f64;
         self.counted = now;
-        let share = if overloaded { self.find_share(capacity * self.span) } else { f64::INFINITY };
+        let share = if overloaded { self.find_share(self.done) } else { f64::INFINITY };
         // The shares outlast a quiet window: the queue may fill again before the
         // next one ends.
         if share.is_finite() {
             self.needed = Some(now);
-            self.set(share);
+            self.set(share, request);
         } else if self.needed.is_none_or(|last| now.since(last) > OUTLAST) {
             self.stretch.clear();
             self.within.clear();
             self.beyond = 0;
         }
         let keep = (-elapsed.as_secs_f64() / HALF_LIFE.as_secs_f64()).exp2();
-        self.span *= keep;
+        self.done *= keep;
         self.cost.retain(|_, cost| {
             *cost *= keep;
             *cost >= NEGLIGIBLE
@@ -193,7 +200,7 @@ mod tests {
         for (room, cost) in costs.iter().enumerate() {
             fairness.arrived(room as u64, cost * 1e6);
         }
-        fairness.share_out(1.0, true, start + SECOND);
+        fairness.share_out(1.0, true, 1.0, start + SECOND);
         fairness
     }
 
@@ -225,11 +232,22 @@ mod tests {
         let fairness = shared_out(&[0.1, 0.1, 0.8, 8.0]);
         let of = |tier, within| Priority::at(Tier(tier), within);
         let small = fairness.place(&settings, 0, of(3, 0.9));
-        assert_eq!(small, of(1, 0.9), "right behind the protected tier");
+        assert_eq!(small, of(1, 0.0), "right behind the protected tier");
         assert_eq!(fairness.place(&settings, 0, of(0, 0.9)), of(0, 0.9));
         let stretched = fairness.place(&settings, 3, of(3, 0.05));
         assert!((stretched.within_tier() - 0.5).abs() < 1e-4 && stretched.tier() == Tier(3));
         assert_eq!(fairness.place(&settings, 3, of(3, 0.2)), of(3, 1.0), "the end of its tier");
+    }
+
+    #[test]
+    fn a_moment_in_which_nothing_was_done_takes_no_room_its_share() {
+        let mut fairness = shared_out(&[0.1, 0.1, 0.8, 8.0]);
+        let later = Time::from_millis(1_000_000) + SECOND + Duration::from_millis(20);
+        fairness.arrived(0, 2_000.0);
+        fairness.arrived(3, 160_000.0);
+        fairness.share_out(0.0, true, 1.0, later);
+        assert!(fairness.is_within(0) && fairness.is_within(1) && !fairness.is_within(3));
+        assert_eq!(fairness.beyond(), 2);
     }
 
     #[test]
@@ -255,7 +273,7 @@ mod tests {
         }
         assert_eq!(fairness.cost.len(), MAX_ROOMS);
         for second in 1..=10 {
-            fairness.share_out(1.0, false, Time::from_millis(second * 1_000));
+            fairness.share_out(1.0, false, 1.0, Time::from_millis(second * 1_000));
         }
         assert!(fairness.cost.is_empty());
     }

@@ -16,7 +16,8 @@ struct Second {
     offered: u64,
     served: u64,
     refused: u64,
-    /// Refused in the tiers that alone would fill 0.9 of the server at most.
+    /// Refused in the tiers that alone would fill 0.9 of the server at most; with a small
+    /// room beside, of that room.
     refused_safe: u64,
     /// Longest wait of something served, in milliseconds.
     longest: u64,
@@ -35,6 +36,8 @@ struct Bench {
     /// The order of the tiers is turned around.
     swapped: bool,
     tiers: u8,
+    /// What a second room asks for, as a share of the capacity, in its sixth tier.
+    small_room: f64,
     speed: f64,
     /// Queueing times of what was served, in microseconds.
     waits: Vec<u64>,
@@ -56,6 +59,7 @@ impl Bench {
             error: 1.0,
             swapped: false,
             tiers: 8,
+            small_room: 0.0,
             speed: 1.0,
             waits: Vec::new(),
         }
@@ -122,10 +126,13 @@ impl Bench {
         let (level, fine) = (self.rng.random_range(0..128), self.rng.random());
         let safe = f64::from(tier + 1) / f64::from(self.tiers) * load < 0.9;
         let tier = if self.swapped { self.tiers - 1 - tier } else { tier };
+        let small = self.small_room > 0.0 && self.rng.random::<f64>() < self.small_room / load;
+        let safe = if self.small_room > 0.0 { small } else { safe };
+        let (room, tier) = if small { (8, 5) } else { (7, tier) };
         let entry = Entry {
             item: safe,
             priority: Priority::new(Tier(tier), level, fine),
-            room: 7,
+            room,
             cost: SERVICE * self.error,
             arrived: self.now,
             deadline: None,
@@ -235,6 +242,20 @@ fn estimates_that_are_off_by_ten_change_nothing() {
         let sum = bench.run(20, 4.0);
         let served = sum.served as f64 / (20.0 * CAPACITY);
         assert!(served > 0.93, "error {error}: {served:.3}");
+    }
+}
+
+#[test]
+fn a_small_room_loses_nothing_from_the_first_moment_of_a_flood_beside_it() {
+    for seed in 0..20 {
+        let mut bench = Bench::new(seed);
+        bench.small_room = 0.02;
+        for _ in 0..3 {
+            bench.run(3, 0.5);
+            let flooded = bench.run(2, 5.0);
+            assert!(flooded.refused > 1_500, "{flooded:?}");
+            assert_eq!(flooded.refused_safe, 0, "seed {seed}: {flooded:?}");
+        }
     }
 }
 
@@ -360,6 +381,43 @@ fn a_trickle_is_not_refused_for_what_keeps_it_waiting() {
         admission.tick(done);
     }
     assert!(shed.is_empty(), "{} of 2000 refused, {:?}", shed.len(), admission.verdict());
+}
+
+#[test]
+fn what_was_read_late_is_not_taken_for_a_flood() {
+    let mut admission: Admission<()> = Admission::new(AdmissionSettings::default(), START);
+    let mut shed = Vec::new();
+    let mut now = START;
+    let mut number = 0_u64;
+    for turn in 0..1_000_u64 {
+        // One turn in a hundred comes late, with all that should have been read meanwhile.
+        let late = if turn % 100 == 99 { 30 } else { 1 };
+        let before = now;
+        now = now + Duration::from_millis(10 * late);
+        admission.wake(now);
+        for n in 0..late * 12 {
+            number += 1;
+            let entry = Entry {
+                item: (),
+                priority: Priority::new(Tier((number % 10) as u8), (number * 37 % 128) as u8, 0),
+                room: 7,
+                cost: 500.0,
+                arrived: before + Duration::from_micros(n * 10_000 / 12),
+                deadline: None,
+            };
+            admission.offer(entry, now, &mut shed);
+        }
+        let tight = admission.level();
+        assert!(tight.business() >= 4, "turn {turn}: six tenths are offered, {tight:?}");
+        let mut done = now;
+        while admission.take(done, &mut shed).is_some() {
+            done = done + Duration::from_micros(500);
+        }
+        admission.tick(done);
+        let tight = admission.level();
+        assert!(tight.business() >= 4, "turn {turn}: six tenths are offered, {tight:?}");
+        now = now.max(done);
+    }
 }
 
 #[test]

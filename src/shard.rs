@@ -311,7 +311,8 @@ impl Shard {
             return false;
         }
         let peers = Arc::clone(&self.peers);
-        let slice = self.settings.slice / 2;
+        let pressed = self.homes.intake.admission().backlog() >= PRESSED;
+        let slice = if pressed { self.settings.slice * 2 } else { self.settings.slice / 2 };
         self.homes.work(peers.as_ref(), &mut self.stats, self.clock, slice);
         self.settle(self.clock.now());
         true

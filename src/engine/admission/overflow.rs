@@ -16,8 +16,8 @@ const SAFE_QUEUE: f64 = 2.0;
 const STEEP: Duration = Duration::from_millis(150);
 
 impl<T> Admission<T> {
-    /// Evicts until the queue keeps its bound. One entry may wait whatever it
-    /// costs, or it could never be served.
+    /// Evicts until the queue keeps its bound, as far as it may at this moment.
+    /// One entry may wait whatever it costs, or it could never be served.
     pub(super) fn bound(&mut self, now: Time, shed: &mut Vec<(Entry<T>, Shed)>) {
         let capacity = self.controller.capacity().max(LEAST_CAPACITY);
         let work = |bound: Duration| bound.as_micros() as f64 * capacity;
@@ -40,6 +40,7 @@ impl<T> Admission<T> {
         let safe = if self.is_patient(now) { f64::from(LONG_PATIENCE) } else { SAFE_QUEUE };
         let long = if self.strict { safe * short } else { work(self.settings.burst) };
         while measured
+            && self.allowance > 0
             && self.queue.len() > 1
             && self.queue.work() > short
             && let Some((place, worst)) = self.queue.worst()

@@ -131,9 +131,11 @@ impl<T> WorkQueue<T> {
         self.remove(cell, self.oldest)
     }
 
-    /// Where the most important stands.
-    pub(super) fn best(&self) -> Option<Priority> {
-        self.best_cell().map(Priority::of_cell)
+    /// What [`pop_best`](Self::pop_best) would give.
+    pub(super) fn best(&self) -> Option<(Priority, &Entry<T>)> {
+        let cell = self.best_cell()?;
+        let entry = self.nodes[self.lists[cell].head as usize].entry.as_ref()?;
+        Some((Priority::of_cell(cell), entry))
     }
 
     fn best_cell(&self) -> Option<usize> {

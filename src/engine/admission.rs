@@ -334,6 +334,12 @@ impl<T> Admission<T> {
         place.tier() <= self.settings.protected_tier || self.fairness.is_within(room)
     }
 
+    /// All that was taken is done, and took `time` of the server. For servers that take
+    /// many at once and do other things as well; from others, what follows tells.
+    pub fn processed(&mut self, time: Duration, now: Time) {
+        self.controller.processed(time, now);
+    }
+
     /// There is nothing to do from `now` on, until [`take`](Self::take) gives
     /// something. For servers that do nothing but this; others measure their
     /// rest by themselves and say so by [`rested`](Self::rested).

@@ -194,7 +194,7 @@ impl Homes {
             // What is enough for a frame leaves now, not when all is taken in.
             self.flush_dirty(path, stats, now);
             let after = clock.now();
-            self.intake.cost.processed(done, after.since(now));
+            self.intake.processed(done, after.since(now), after);
             // Little was taken from many: the rest of the step was for refusing others.
             if self.intake.is_empty() || after <= now {
                 break;

@@ -98,6 +98,8 @@ pub struct Intake {
     shed: Vec<(Entry<Queued>, Shed)>,
     ready: VecDeque<Queued>,
     taken: Vec<Queued>,
+    /// Time that what was taken has needed so far.
+    spent: Duration,
     replies: Vec<Reply>,
     silenced: HashMap<(RoomId, Arc<str>), Time>,
     /// Refused here, by [`Refusal::index`]; the rooms never heard of it.
@@ -132,6 +134,7 @@ impl Intake {
             shed: Vec::new(),
             ready: VecDeque::new(),
             taken: Vec::new(),
+            spent: Duration::ZERO,
             replies: Vec::new(),
             silenced: HashMap::new(),
             refused: [0; Refusal::COUNT],
@@ -232,6 +235,15 @@ impl Intake {
             self.answer_shed();
         }
         self.ready.pop_front()
+    }
+
+    /// The last `events` it gave took so long.
+    pub fn processed(&mut self, events: usize, time: Duration, now: Time) {
+        self.cost.processed(events, time);
+        self.spent += time;
+        if self.ready.is_empty() {
+            self.admission.processed(std::mem::take(&mut self.spent), now);
+        }
     }
 
     /// What became of an event.

@@ -79,6 +79,13 @@ const SWEPT: f64 = 0.3;
 /// For how long after an onset, or a change of the capacity, the level is new.
 const UNSETTLED: Duration = Duration::from_secs(2);
 
+/// Requests done together, or the time they took, from which on a server that says how
+/// long it was tells how fast it is. A few events in a calm moment are seldom alike: where
+/// each made a small room send, a server was taken for one 30 times as fast, and its queue
+/// held 40,000 events before it seemed long.
+const MANY: u64 = 64;
+const LONG: Duration = Duration::from_millis(1);
+
 /// What has come since the queue last kept its short bound: busy microseconds, in how
 /// many requests, since when, and for how long one of them had waited to be read.
 #[derive(Debug, Clone, Copy, Default)]
@@ -147,9 +154,11 @@ pub(super) struct Controller {
     unsettled: Option<Time>,
     /// What is admitted beyond the capacity, as a share of it.
     margin: f64,
-    /// Work begun and not yet followed by other work, in how many requests, and
-    /// since when. Only what is followed by other work tells how long it took.
+    /// Work begun and not yet known to be done, in how many requests, and since when.
+    /// Unless the server says how long it took, only what is followed by other work
+    /// tells that.
     begun: Option<(f64, u64, Time)>,
+    told: bool,
     /// While requests wait before they get here: the most work per microsecond
     /// that was done since that began.
     behind: Option<f64>,
@@ -175,6 +184,7 @@ impl Controller {
             unsettled: None,
             margin: settings.margin,
             begun: None,
+            told: false,
             behind: None,
             done: 0.0,
             rested: 0.0,
@@ -283,14 +293,29 @@ impl Controller {
         self.begun = Some((work + cost, requests + 1, since));
     }
 
+    /// All that was begun is done, and took the server so long.
+    pub(super) fn processed(&mut self, time: Duration, now: Time) {
+        self.told = true;
+        let Some((work, requests, _)) = self.begun.take() else { return };
+        if requests >= MANY || time >= LONG {
+            self.measured(work, requests, time, now);
+        }
+    }
+
     /// What was begun before `now` is done.
     fn done_until(&mut self, now: Time) {
-        let Some((work, requests, since)) = self.begun.filter(|begun| begun.2 < now) else {
+        if self.told {
             return;
-        };
-        self.begun = None;
+        }
+        if let Some((work, requests, since)) = self.begun.filter(|begun| begun.2 < now) {
+            self.begun = None;
+            self.measured(work, requests, now.since(since), now);
+        }
+    }
+
+    fn measured(&mut self, work: f64, requests: u64, time: Duration, now: Time) {
         let before = self.capacity.rate();
-        let time = now.since(since).as_micros() as f64;
+        let time = time.as_micros() as f64;
         self.slowdown.measured(requests as f64, time, now);
         if self.capacity.measured(work, requests as f64, time) {
             self.changed = true;
@@ -304,7 +329,7 @@ impl Controller {
         // the longer half: at half of the capacity a fifth too little. If no time has
         // passed, nobody knows when it was done.
         self.done_until(now);
-        self.begun = None;
+        self.begun = self.begun.filter(|_| self.told);
     }
 
     pub(super) fn rested(&mut self, time: Duration) {

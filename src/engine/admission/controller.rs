@@ -79,12 +79,11 @@ const SWEPT: f64 = 0.3;
 /// For how long after an onset, or a change of the capacity, the level is new.
 const UNSETTLED: Duration = Duration::from_secs(2);
 
-/// Requests done together, or the time they took, from which on a server that says how
-/// long it was tells how fast it is. A few events in a calm moment are seldom alike: where
-/// each made a small room send, a server was taken for one 30 times as fast, and its queue
-/// held 40,000 events before it seemed long.
+/// Requests done together from which on a server that says how long it took tells how fast
+/// it is. Fewer are done in calm moments and are seldom alike: where each made a small room
+/// send, a server was taken for one 30 times as fast, and its queue held 40,000 events
+/// before it seemed long; and one that took long for having lost its processor was the rule.
 const MANY: u64 = 64;
-const LONG: Duration = Duration::from_millis(1);
 
 /// What has come since the queue last kept its short bound: busy microseconds, in how
 /// many requests, since when, and for how long one of them had waited to be read.
@@ -297,7 +296,7 @@ impl Controller {
     pub(super) fn processed(&mut self, time: Duration, now: Time) {
         self.told = true;
         let Some((work, requests, _)) = self.begun.take() else { return };
-        if requests >= MANY || time >= LONG {
+        if requests >= MANY {
             self.measured(work, requests, time, now);
         }
     }

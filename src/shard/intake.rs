@@ -461,3 +461,93 @@ impl Queued {
 fn millis(duration: Duration) -> u32 {
     u32::try_from(duration.as_micros().div_ceil(1_000)).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::event::Payload;
+    use crate::engine::ids::Tier;
+    use crate::engine::kind::{Ack, Kind, Lane, Merge};
+
+    const START: Time = Time::from_millis(1_700_000_000_000);
+
+    fn intake() -> Intake {
+        let none = LimitSettings {
+            room: None,
+            user: None,
+            client: None,
+            application: None,
+            keys: 16,
+            seed: 1,
+        };
+        let admission = AdmissionSettings::default();
+        Intake::new(IntakeSettings { admission, limits: none, seed: 1 }, START)
+    }
+
+    fn events(count: u32, now: Time) -> Vec<Event> {
+        let kind = Arc::new(Kind {
+            name: "chat".into(),
+            lane: Lane::Ordered,
+            merge: Merge::Append,
+            tier: Tier(3),
+            ttl: None,
+            max_payload_bytes: 100,
+            ack: Ack::Logged,
+            viewer_publish: true,
+            idle_reset: None,
+        });
+        let event = |n: u32| Event {
+            id: n.to_string().into(),
+            kind: Arc::clone(&kind),
+            user: n.to_string().into(),
+            payload: Payload { bytes: bytes::Bytes::from_static(b"{}"), json: true },
+            key: None,
+            amount: None,
+            ttl: None,
+            received: now,
+            mark: None,
+        };
+        (0..count).map(event).collect()
+    }
+
+    /// Offers, and takes all that waits in steps of 64; an event takes `each`.
+    fn round(intake: &mut Intake, count: u32, viewers: u32, each: Duration, now: Time) -> Time {
+        let room = RoomId::new("r").expect("a name");
+        let parsed = Duration::from_micros(4) * count;
+        intake.offer(&room, events(count, now), Origin::Nobody, parsed, |_| viewers, now);
+        let mut now = now;
+        while !intake.is_empty() {
+            let mut done = 0;
+            while done < BATCH
+                && let Some(queued) = intake.next(now)
+            {
+                intake.done(queued.key(), Outcome::Duplicate { seq: None });
+                done += 1;
+            }
+            let took = each * done as u32;
+            now = now + took;
+            intake.processed(done, took, now);
+        }
+        intake.tick(Duration::ZERO, now);
+        now
+    }
+
+    #[test]
+    fn calm_moments_do_not_tell_how_long_the_queue_may_be() {
+        let mut intake = intake();
+        let mut now = START;
+        // Each event of a small room makes it send to 20 viewers; that takes the fan-out
+        // its time and not the intake.
+        for _ in 0..1_000 {
+            now = round(&mut intake, 1, 20, Duration::from_micros(5), now);
+            now = now + Duration::from_millis(15);
+        }
+        for _ in 0..200 {
+            now = round(&mut intake, 500, 0, Duration::from_micros(1), now);
+            now = now + Duration::from_millis(2);
+        }
+        let cost = intake.cost.event(Duration::from_micros(4), 0, 0);
+        let each = cost / intake.admission.capacity();
+        assert!((0.7..1.4).contains(&each), "an event takes a microsecond, not {each}");
+    }
+}

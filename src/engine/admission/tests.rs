@@ -444,6 +444,31 @@ fn what_expires_while_waiting_is_shed_by_that_name() {
 }
 
 #[test]
+fn however_many_expire_at_once_they_are_shed_in_bounded_steps() {
+    let mut admission: Admission<u64> = Admission::new(AdmissionSettings::default(), START);
+    let mut shed = Vec::new();
+    for n in 0..5_000 {
+        let entry = Entry {
+            item: n,
+            priority: Priority::new(Tier(3), 0, 0),
+            room: 7,
+            cost: 1.0,
+            arrived: START,
+            deadline: Some(START + Duration::from_millis(1)),
+        };
+        admission.offer(entry, START, &mut shed);
+    }
+    assert_eq!((shed.len(), admission.len()), (0, 5_000));
+    let mut now = START + Duration::from_secs(1);
+    for left in [3_976, 2_952, 1_928, 904, 0] {
+        assert!(admission.take(now, &mut shed).is_none());
+        assert_eq!(admission.len(), left);
+        now = now + Duration::from_millis(1);
+    }
+    assert!(shed.len() == 5_000 && shed.iter().all(|(_, why)| *why == Shed::Expired));
+}
+
+#[test]
 fn a_dry_run_counts_and_refuses_nothing() {
     let settings = AdmissionSettings { dry_run: true, ..AdmissionSettings::default() };
     let mut bench = Bench::with(9, settings);

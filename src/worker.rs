@@ -38,8 +38,9 @@ use crate::shard::peers::{Inbox, Message};
 use crate::transport::quic::driver::Driver;
 use crate::transport::websocket::reader::{Listener, Reader};
 
-/// Messages handled before the sockets get their turn.
+/// Messages handled before the sockets get their turn, and for how long at most.
 const MAILBOX_TURN: usize = 256;
+const MAILBOX_TIME: Duration = Duration::from_millis(2);
 /// New viewers taken over before the sockets get their turn.
 const ARRIVALS_TURN: usize = 64;
 
@@ -188,9 +189,13 @@ impl<L: Listener> Worker<L> {
     }
 
     fn take_messages(&mut self) -> bool {
+        let begun = self.clock.now();
         for _ in 0..MAILBOX_TURN {
             let Ok(message) = self.inbox.receiver.try_recv() else { return false };
             self.handle(message);
+            if self.clock.now().since(begun) >= MAILBOX_TIME {
+                break;
+            }
         }
         true
     }

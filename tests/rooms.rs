@@ -45,6 +45,33 @@ fn what_is_published_reaches_viewers_on_every_shard_once_and_in_order() {
     }
 }
 
+/// More than enter in one step, while the room talks.
+#[test]
+fn a_crowd_that_joins_at_once_misses_nothing_and_gets_nothing_twice() {
+    let server = Server::start("");
+    let token = server.token("u", "viewer", &["r"]);
+    let mut viewers: Vec<_> = (0..600).map(|_| server.connect()).collect();
+    for viewer in &mut viewers {
+        viewer.expect("welcome");
+    }
+    let packet = |n: u32| json!([{"id": n.to_string(), "kind": "red_packet", "payload": n}]);
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..60).for_each(|n| drop(server.publish("r", packet(n)))));
+        for viewer in &mut viewers {
+            viewer.join("r", &token);
+        }
+    });
+    assert_eq!(server.publish("r", packet(60)).0, 200);
+    for viewer in &mut viewers {
+        let joined = viewer.expect("joined");
+        let from = joined["important"].as_u64().expect("a number");
+        let events = if from == 61 { Vec::new() } else { events_until(viewer, "60") };
+        let numbers: Vec<u64> =
+            events.iter().map(|event| event["important"].as_u64().expect("a number")).collect();
+        assert_eq!(numbers, (from + 1..=61).collect::<Vec<_>>(), "{joined}");
+    }
+}
+
 #[test]
 fn large_rooms_merge_and_late_joiners_see_sums_and_state() {
     // Every room is large here, and flushes at most every 300 ms.

@@ -305,8 +305,9 @@ impl Shard {
 
     /// One slice of events from outside. Returns whether there were any: then its
     /// frames are in the mailbox, and slices are half as long, since the senders
-    /// of the next events wait for both. Twice as long when much waits: reading a
-    /// request of 500 events takes 2 ms, and what was read must not wait for long.
+    /// of the next events wait for both. Twice as long when much waits: with requests of
+    /// 500 events at ten times the capacity small rooms' 99th percentile is 22 ms so, and
+    /// 28 ms with one slice.
     pub fn take_in(&mut self) -> bool {
         if self.homes.intake.is_empty() {
             return false;

@@ -465,9 +465,7 @@ fn millis(duration: Duration) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::event::Payload;
-    use crate::engine::ids::Tier;
-    use crate::engine::kind::{Ack, Kind, Lane, Merge};
+    use crate::engine::testing::chat;
 
     const START: Time = Time::from_millis(1_700_000_000_000);
 
@@ -485,28 +483,7 @@ mod tests {
     }
 
     fn events(count: u32, now: Time) -> Vec<Event> {
-        let kind = Arc::new(Kind {
-            name: "chat".into(),
-            lane: Lane::Ordered,
-            merge: Merge::Append,
-            tier: Tier(3),
-            ttl: None,
-            max_payload_bytes: 100,
-            ack: Ack::Logged,
-            viewer_publish: true,
-            idle_reset: None,
-        });
-        let event = |n: u32| Event {
-            id: n.to_string().into(),
-            kind: Arc::clone(&kind),
-            user: n.to_string().into(),
-            payload: Payload { bytes: bytes::Bytes::from_static(b"{}"), json: true },
-            key: None,
-            amount: None,
-            ttl: None,
-            received: now,
-            mark: None,
-        };
+        let event = |n: u32| Event { received: now, ..chat(&n.to_string()).event() };
         (0..count).map(event).collect()
     }
 

@@ -148,7 +148,7 @@ impl Fairness {
     }
 
     /// Works the shares out anew. `throughput`: work per microsecond that was done, or
-    /// could have been, since the last time.
+    /// could have been, since the last time; `request`: what one costs on average.
     pub(super) fn share_out(&mut self, throughput: f64, overloaded: bool, request: f64, now: Time) {
         let elapsed = now.since(self.counted);
         self.done += throughput * elapsed.as_micros() as f64;
@@ -248,6 +248,17 @@ mod tests {
         fairness.share_out(0.0, true, 1.0, later);
         assert!(fairness.is_within(0) && fairness.is_within(1) && !fairness.is_within(3));
         assert_eq!(fairness.beyond(), 2);
+    }
+
+    #[test]
+    fn a_room_that_may_be_beyond_its_share_but_for_chance_is_not_taken_to_be_within() {
+        let mut fairness = shared_out(&[0.1, 0.1, 0.8, 8.0]);
+        let now = Time::from_millis(1_000_000) + SECOND;
+        // It has used a quarter of its share: in 50 requests, or in a quarter of one.
+        fairness.share_out(1.0, true, 1_000.0, now);
+        assert!(fairness.is_within(0));
+        fairness.share_out(1.0, true, 200_000.0, now);
+        assert!(!fairness.is_within(0) && fairness.stretch(0).is_none(), "nor beyond");
     }
 
     #[test]

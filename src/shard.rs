@@ -33,7 +33,7 @@ pub mod wheel;
 
 pub use self::viewer::{Entry, JoinError, Speech};
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +55,7 @@ use self::rebase::Rebases;
 use self::receipts::{Chase, ack_slot};
 use self::room::LocalRoom;
 use self::stats::ShardStats;
+use self::viewer::Entering;
 use self::wheel::Wheel;
 use crate::clock::Clock;
 use crate::engine::confirm;
@@ -118,9 +119,11 @@ pub struct Shard {
     fanout: Fanout,
     finished: Finished,
     wheel: Wheel,
-    fired: Vec<(ViewerKey, u32)>,
+    /// Viewers whose time to be looked at has come.
+    fired: VecDeque<(ViewerKey, u32)>,
     drain: Option<Drain>,
     held: Line,
+    entering: Entering,
     more_joins: bool,
     rebases: Rebases,
     /// What the other shards know of this one.
@@ -156,9 +159,10 @@ impl Shard {
             fanout: Fanout::default(),
             finished: Finished::new(),
             wheel: Wheel::default(),
-            fired: Vec::new(),
+            fired: VecDeque::new(),
             drain: None,
             held: Line::default(),
+            entering: Entering::default(),
             more_joins: false,
             rebases: Rebases::default(),
             told: Standing::OPEN,
@@ -237,7 +241,7 @@ impl Shard {
             }
             Message::Reconcile(reconcile) => self.homes.reconcile(reconcile, &shared, now),
             Message::Locate { viewer, ask } => self.homes.locate(viewer, ask, &shared, now),
-            Message::Located(position) => self.located(*position, now),
+            Message::Located(position) => self.located(*position),
             Message::Logged(logged) => {
                 self.homes.logged(&logged, path, &mut self.stats, now);
             }
@@ -271,7 +275,7 @@ impl Shard {
     /// When [`tick`](Self::tick) wants to be called at the latest.
     #[must_use]
     pub fn next_deadline(&self, started: Time) -> Time {
-        if self.is_leaving() || self.more_joins {
+        if self.is_leaving() || self.more_joins || !self.fired.is_empty() || self.newcomers_wait() {
             return started;
         }
         let second = started + Duration::from_secs(u64::from(self.wheel.next_second()));
@@ -281,10 +285,13 @@ impl Shard {
     }
 
     /// Flushes due rooms, checks viewers whose time has come, tidies up.
-    /// `idle`: time the thread had nothing to do since the last call.
-    pub fn tick(&mut self, idle: Duration) {
+    /// `idle`: time the thread had nothing to do since the last call. `pressed`: requests
+    /// wait to be read, and newcomers take less time.
+    pub fn tick(&mut self, idle: Duration, pressed: bool) {
         let now = self.clock.now();
         let peers = Arc::clone(&self.peers);
+        let slice = self.settings.slice;
+        self.let_newcomers_enter(if pressed { slice / 4 } else { slice });
         self.tick_intake(idle, now);
         self.more_joins = self.release_joins(now);
         self.chase_receipts(now);
@@ -292,13 +299,9 @@ impl Shard {
         self.homes.tick(peers.as_ref(), &mut self.stats, now);
         let second = self.viewers.second(now);
         if second >= self.wheel.next_second() {
-            let mut fired = std::mem::take(&mut self.fired);
-            self.wheel.advance(second, &mut fired);
-            for (key, due) in fired.drain(..) {
-                self.check_viewer(key, due, now);
-            }
-            self.fired = fired;
+            self.wheel.advance(second, &mut self.fired);
         }
+        self.check_viewers(now);
         self.settle(now);
         self.step_drain(now);
     }
@@ -325,7 +328,7 @@ impl Shard {
     /// steps that a small room's event waits for. Returns whether there was
     /// anything to do.
     pub fn fan_out(&mut self, took_in: bool, requests_wait: bool) -> bool {
-        if self.fanout.is_idle() {
+        if self.fanout.is_idle() && !self.has_answers() {
             return false;
         }
         let slice = match (requests_wait, took_in) {
@@ -352,6 +355,7 @@ impl Shard {
             self.frame_done(index, now);
         }
         self.finished = finished;
+        self.give_answers(slice);
         self.settle(now);
         true
     }
@@ -427,7 +431,8 @@ impl Shard {
         };
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
         room.queue.push_back(frame);
-        if room.job.is_none() && room.begin_job(now) {
+        // Who is a member now gets it, also where it waits for answers.
+        if room.job.is_none() && room.begin_job(now) && !room.answers.are_due() {
             self.fanout.enqueue(index);
             self.expect_receipts(index);
         }
@@ -437,15 +442,7 @@ impl Shard {
         let second = self.viewers.second(now);
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
         room.last_frame = second;
-        let id = room.id.clone();
-        self.apply_parked(index, now);
-        let Some(room) = self.rooms[index as usize].as_mut() else { return };
-        if room.begin_job(now) {
-            self.fanout.enqueue(index);
-            self.expect_receipts(index);
-        }
-        self.send_home(&id, Message::FrameOut { room: id.clone() });
-        self.drop_if_idle(index);
+        self.frame_is_out(index, now);
     }
 
     fn send_home(&self, room: &RoomId, message: Message) {

@@ -45,10 +45,10 @@ fn what_is_published_reaches_viewers_on_every_shard_once_and_in_order() {
     }
 }
 
-/// More than enter in one step, while the room talks.
+/// They enter a few at a time, while the room talks.
 #[test]
 fn a_crowd_that_joins_at_once_misses_nothing_and_gets_nothing_twice() {
-    let server = Server::start("");
+    let server = Server::start("[delivery]\nslice_us = 50\n");
     let token = server.token("u", "viewer", &["r"]);
     let mut viewers: Vec<_> = (0..600).map(|_| server.connect()).collect();
     for viewer in &mut viewers {
@@ -276,6 +276,19 @@ fn idle_viewers_are_pinged_and_those_who_do_not_answer_are_closed() {
     }
     assert_eq!(mute.closed(), Some(3001));
     good.expect("ping");
+}
+
+/// A few are looked at in each round.
+#[test]
+fn hundreds_whose_time_comes_in_one_second_are_all_looked_at() {
+    let settings = "[websocket]\njoin_timeout_ms = 1000\n[delivery]\nslice_us = 50\n";
+    let server = Server::start(settings);
+    let mut viewers: Vec<_> = (0..400).map(|_| server.connect()).collect();
+    for viewer in &mut viewers {
+        viewer.expect("welcome");
+        assert_eq!(viewer.closed(), Some(3002));
+    }
+    server.wait_metric("tidegate_closes_total{reason=\"join_timeout\"}", 400.0);
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod harness;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use harness::{PATIENCE, Server, Viewer, exchange};
@@ -326,6 +327,41 @@ fn viewers_rebased(server: &Server, id: &str) -> u64 {
     let steps = answer["traces"][0]["steps"].as_array().expect("a trace").iter();
     let rebased = steps.filter(|step| step["step"] == "rebased");
     rebased.map(|step| step["viewers"].as_u64().expect("a count")).sum()
+}
+
+/// They are answered in slices, while the room goes on talking: each must have its answer
+/// between the frame that it covers and the next.
+#[test]
+fn many_that_fell_behind_together_miss_nothing_important() {
+    const VIEWERS: u32 = 60;
+    let server = Server::start(&bounds([4, 5, 6, 8]).replace("200\n", "200\nslice_us = 50\n"));
+    let mut publisher = Publisher::new(&server);
+    let mut slow: Vec<_> = (0..VIEWERS).map(|_| viewer_with_a_small_buffer(&server, "r")).collect();
+    publisher.batches_until(&climbs("rebase"), f64::from(VIEWERS));
+    let done = AtomicU64::new(u64::MAX);
+    std::thread::scope(|scope| {
+        for viewer in &mut slow {
+            let done = &done;
+            scope.spawn(move || {
+                let mut notes = Notes::default();
+                while notes.important < done.load(Ordering::Relaxed) {
+                    notes.take(viewer);
+                }
+                assert!(notes.rebased > 0);
+            });
+        }
+        for _ in 0..40 {
+            publisher.batch();
+        }
+        // The last is important, and nobody looks before it has come.
+        while !publisher.batches.is_multiple_of(4) {
+            publisher.batch();
+        }
+        done.store(publisher.packets, Ordering::Relaxed);
+        (0..4).for_each(|_| publisher.batch());
+    });
+    assert!(server.metric("tidegate_viewer_rebases_total") >= f64::from(VIEWERS));
+    assert_eq!(server.metric("tidegate_viewers"), f64::from(VIEWERS));
 }
 
 /// Its socket is found broken by what is written to it and by what is read from it in

@@ -10,8 +10,15 @@
 //! after: the mailbox keeps order, and a home makes no frame before the last is
 //! out. So it is applied when the frame on its way here is out, and before the
 //! home hears of that. Nothing is then missed or comes twice, as in a join.
+//!
+//! After a stall that thousands of viewers share all of them are answered between
+//! the same two frames, and each answer is written at once: 310 ms, when it was done
+//! in one go (measured), for which every other room of the shard waited. So answers
+//! are given in slices, and a room's next frame waits for its own.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -29,6 +36,10 @@ use crate::wire::Format;
 use crate::wire::close::CloseReason;
 use crate::wire::shared::{SharedFrame, SharedSnapshot, ViewerFrame};
 
+/// Viewers answered before another room has its turn, and between two looks at the
+/// clock.
+const TURN: usize = 8;
+
 /// Where a room stands, for one slow viewer.
 #[derive(Debug)]
 pub struct Located {
@@ -42,10 +53,35 @@ pub struct Located {
     pub owed: Option<Replay>,
 }
 
-/// Answers on hold, and the last debt that was written down.
+/// A room's answers that were not yet given.
+#[derive(Debug, Default)]
+pub struct Answers {
+    /// Those that cover the frame on its way: when it is out.
+    parked: Vec<Located>,
+    /// Those whose time has come; the next frame waits for them.
+    due: VecDeque<Located>,
+    /// A frame is out, and the home has not heard of it.
+    unsaid: bool,
+}
+
+impl Answers {
+    /// Whether there are none, and nothing is to be said.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.parked.is_empty() && self.due.is_empty() && !self.unsaid
+    }
+
+    /// Whether the next frame has to wait.
+    #[must_use]
+    pub fn are_due(&self) -> bool {
+        !self.due.is_empty()
+    }
+}
+
+/// Rooms with answers that are due, and the last debt that was written down.
 #[derive(Debug, Default)]
 pub struct Rebases {
-    parked: Vec<Located>,
+    rooms: VecDeque<u32>,
     last: Option<Piece>,
     /// Frames with followed events that were given since they were last noted.
     pub(super) marked: Vec<Arc<SharedFrame>>,
@@ -129,29 +165,82 @@ impl Piece {
 
 impl Shard {
     /// A home's answer.
-    pub(super) fn located(&mut self, position: Located, now: Time) {
+    pub(super) fn located(&mut self, position: Located) {
         let Some(&index) = self.by_name.get(&position.ask.room) else { return };
-        let Some(room) = self.rooms[index as usize].as_ref() else { return };
+        let Some(room) = self.rooms[index as usize].as_mut() else { return };
+        let answers = &mut room.answers;
         if room.job.is_some() || !room.queue.is_empty() {
-            self.rebases.parked.push(position);
+            answers.parked.push(position);
         } else {
-            self.viewers.answer(&position, &mut self.rebases, &mut self.stats, now);
-            self.trace_rebased();
+            if !answers.are_due() {
+                self.rebases.rooms.push_back(index);
+            }
+            answers.due.push_back(position);
         }
     }
 
-    /// The frame of a room is out, and its home has not heard of it.
-    pub(super) fn apply_parked(&mut self, index: u32, now: Time) {
-        if self.rebases.parked.is_empty() {
-            return;
+    /// The frame of a room is out. Its home hears of it once the answers that cover it
+    /// are given.
+    pub(super) fn frame_is_out(&mut self, index: u32, now: Time) {
+        let Some(room) = self.rooms[index as usize].as_mut() else { return };
+        let answers = &mut room.answers;
+        debug_assert!(!answers.are_due(), "the frame would have waited for them");
+        answers.unsaid = true;
+        answers.due.extend(std::mem::take(&mut answers.parked));
+        if answers.are_due() {
+            self.rebases.rooms.push_back(index);
+        } else {
+            self.frames_go_on(index, now);
         }
-        let Some(room) = self.rooms[index as usize].as_ref() else { return };
-        let here = |position: &mut Located| position.ask.room == room.id;
-        let positions: Vec<Located> = self.rebases.parked.extract_if(.., here).collect();
-        for position in positions {
-            self.viewers.answer(&position, &mut self.rebases, &mut self.stats, now);
+    }
+
+    /// Whether any answers are due.
+    pub(super) fn has_answers(&self) -> bool {
+        !self.rebases.rooms.is_empty()
+    }
+
+    /// Gives answers that are due, for about `slice`, to some viewers of each room in
+    /// turn; a room that is done with its own goes on with its frames.
+    pub(super) fn give_answers(&mut self, slice: Duration) {
+        let begun = self.clock.now();
+        let mut now = begun;
+        while now.since(begun) < slice
+            && let Some(index) = self.rebases.rooms.pop_front()
+        {
+            for _ in 0..TURN {
+                let room = self.rooms[index as usize].as_mut();
+                let Some(position) = room.and_then(|room| room.answers.due.pop_front()) else {
+                    break;
+                };
+                self.viewers.answer(&position, &mut self.rebases, &mut self.stats, now);
+                self.trace_rebased();
+            }
+            now = self.clock.now();
+            let Some(room) = self.rooms[index as usize].as_mut() else { continue };
+            if room.answers.are_due() {
+                self.rebases.rooms.push_back(index);
+            } else {
+                // A stall's memory is given back.
+                room.answers.due = VecDeque::new();
+                self.frames_go_on(index, now);
+            }
         }
-        self.trace_rebased();
+    }
+
+    /// Between two frames of a room nothing is to be said any more: its home hears that
+    /// the last is out, and the next begins to go out.
+    fn frames_go_on(&mut self, index: u32, now: Time) {
+        let Some(room) = self.rooms[index as usize].as_mut() else { return };
+        let id = room.id.clone();
+        let unsaid = std::mem::take(&mut room.answers.unsaid);
+        if room.job.is_some() || room.begin_job(now) {
+            self.fanout.enqueue(index);
+            self.expect_receipts(index);
+        }
+        if unsaid {
+            self.send_home(&id, Message::FrameOut { room: id.clone() });
+        }
+        self.drop_if_idle(index);
     }
 
     /// Sends the questions of slow viewers, and notes when to look at them again.

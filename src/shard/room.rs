@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::connection::{Connections, ViewerKey};
+use super::rebase::Answers;
 use crate::engine::confirm::{self, Confirmations};
 use crate::engine::ids::{Epoch, RoomId, Seq, ShardId};
 use crate::engine::room::Position;
@@ -113,6 +114,8 @@ pub struct LocalRoom {
     pub waiting: Vec<Waiting>,
     /// Positions for which a snapshot was asked.
     pub asked: Vec<Option<Position>>,
+    /// What slow viewers are to be told between two frames.
+    pub answers: Answers,
     /// Of its viewers, those in the shard's sum.
     counted: u32,
     /// The home must hear how many viewers there are.
@@ -143,6 +146,7 @@ impl LocalRoom {
             queue: VecDeque::new(),
             waiting: Vec::new(),
             asked: Vec::new(),
+            answers: Answers::default(),
             counted: 0,
             presence_dirty: false,
             moves: Moves::default(),
@@ -188,6 +192,7 @@ impl LocalRoom {
             && self.waiting.is_empty()
             && self.job.is_none()
             && self.queue.is_empty()
+            && self.answers.is_empty()
             && !self.is_subscribing()
             && !self.presence_dirty
     }

@@ -23,9 +23,22 @@ use crate::trace::Again;
 use crate::wire::close::CloseReason;
 use crate::wire::message::ServerMessage;
 
-/// Newcomers who enter a room in one step; the others with the next snapshot. While 15,000
-/// came under load, a step of all who waited took up to 21 ms, and other rooms waited for it.
-const MOST_ENTERING: usize = 64;
+/// Newcomers let into a room between two looks at the clock.
+const ENTER: usize = 4;
+
+/// Places kept for viewers whose time has come, when there are none.
+const KEPT: usize = 64;
+
+/// Newcomers enter rooms in slices, one in each round of the worker. While 15,000 came
+/// under load a step of all who waited took 21 ms, one of 64 of them 4 ms, twice in a
+/// round, and other rooms waited for it (measured).
+#[derive(Debug, Default)]
+pub(super) struct Entering {
+    /// Of this round's slice, what is left.
+    left: Duration,
+    /// Rooms, and positions, with more who wait: asked again in the next round.
+    again: Vec<(u32, Option<Position>)>,
+}
 
 /// Who joins, and from where.
 #[derive(Debug, Clone, Copy)]
@@ -250,8 +263,25 @@ impl Shard {
         row.due = self.wheel.insert(key, second);
     }
 
+    /// Looks at viewers whose time has come, for half of a slice: those who came in the
+    /// same second are due in the same second, and many thousands at once would hold up
+    /// everybody else.
+    pub(super) fn check_viewers(&mut self, now: Time) {
+        let until = now + self.settings.slice / 2;
+        let mut now = now;
+        while now < until
+            && let Some((key, due)) = self.fired.pop_front()
+        {
+            self.check_viewer(key, due, now);
+            now = self.clock.now();
+        }
+        if self.fired.is_empty() {
+            self.fired.shrink_to(KEPT);
+        }
+    }
+
     /// A viewer's entry in the wheel has come up.
-    pub(super) fn check_viewer(&mut self, key: ViewerKey, due: u32, now: Time) {
+    fn check_viewer(&mut self, key: ViewerKey, due: u32, now: Time) {
         let Some(row) = self.viewers.get(key) else { return };
         if row.due != due {
             return; // A stale entry; an earlier one took over.
@@ -299,83 +329,103 @@ impl Shard {
     }
 
     pub(super) fn complete_joins(&mut self, entrance: &Entrance, now: Time) {
-        let snapshot = &entrance.snapshot;
-        let Some(&index) = self.by_name.get(&snapshot.snapshot().room) else { return };
+        let Some(&index) = self.by_name.get(&entrance.snapshot.snapshot().room) else { return };
         let Some(room) = self.rooms[index as usize].as_mut() else { return };
         room.asked.retain(|asked| *asked != entrance.resume);
-        let entering = room.waiting.extract_if(.., |waits| waits.resume == entrance.resume);
-        let mut entering: Vec<Waiting> = entering.collect();
         // Whoever comes back may have had the log read for it: once is enough.
-        let most = if entrance.resume.is_none() { MOST_ENTERING } else { usize::MAX };
-        let others = entering.split_off(entering.len().min(most));
-        if room.waiting.is_empty() {
-            // A storm of joins must not hold the memory for ever.
-            room.waiting = Vec::new();
-        }
-        self.ask_again(index, others, entrance.resume);
+        let at_once = if entrance.resume.is_none() { ENTER } else { usize::MAX };
+        let until = now + self.entering.left;
         let mut replayed = 0;
-        for Waiting { key, resume, acks } in entering {
-            let Some(row) = self.viewers.get(key).filter(|row| row.is_open()) else { continue };
-            let format = row.format;
-            let Some(place) = row.memberships.iter().position(|m| m.room == index) else {
-                continue;
-            };
-            let bytes = snapshot.joined(format).clone();
-            self.viewers.send(key, bytes, &mut self.stats, now);
-            if let Some(replay) = &entrance.replay {
-                let bytes = replay.bytes(format, Cut::Full).clone();
-                self.viewers.send(key, bytes, &mut self.stats, now);
-                replayed += 1;
-            }
-            if resume.is_some() {
-                let recovery = snapshot.recovery();
-                let result = match (recovery.recovered, recovery.missed) {
-                    (true, _) => "recovered",
-                    (false, None) => "fresh",
-                    (false, Some(_)) => "missed",
-                };
-                count(&mut self.stats.resumes, &RESUME_RESULTS, result);
-            }
-            let marks = self.viewers.marks(key.index);
+        loop {
             let Some(room) = self.rooms[index as usize].as_mut() else { return };
-            let member = room.add(key.index, format, marks);
-            if let Some(user) = self.viewers.row(key.index).user.clone() {
-                // Who comes back has not come.
-                if resume.is_none() {
-                    room.moves.entered(self.peers.visitor(&user), &user);
-                }
+            let same = |waits: &mut Waiting| waits.resume == entrance.resume;
+            let some: Vec<Waiting> = room.waiting.extract_if(.., same).take(at_once).collect();
+            for waiting in &some {
+                replayed += u64::from(self.let_in(index, waiting, entrance, now));
             }
-            room.confirmations.joined(ack_slot(key), acks, snapshot.snapshot().important);
-            self.viewers.row_mut(key.index).memberships[place].member = member;
-            count(&mut self.stats.joins, &JOIN_RESULTS, "joined");
-            self.schedule(key, self.settings.ping_interval);
+            let left = until.since(self.clock.now());
+            if some.len() < at_once || left.is_zero() {
+                self.entering.left = left;
+                break;
+            }
         }
         if let Some(replay) = &entrance.replay {
             super::traces::again(&mut self.homes.tracer, replay, Again::Replayed, replayed);
         }
+        let Some(room) = self.rooms[index as usize].as_mut() else { return };
         // Also when everyone has left again: the home then hears of none.
-        if let Some(room) = self.rooms[index as usize].as_mut() {
-            room.presence_dirty = true;
-        }
+        room.presence_dirty = true;
         self.dirty_rooms.push(index);
+        if room.waiting.is_empty() {
+            // A storm of joins must not hold the memory for ever.
+            room.waiting = Vec::new();
+        } else if room.waiting.iter().any(|waits| waits.resume == entrance.resume) {
+            // Who does not enter with this snapshot does with the next, which is the
+            // same if nothing has happened.
+            room.asked.push(entrance.resume);
+            self.entering.again.push((index, entrance.resume));
+        }
     }
 
-    /// Who does not enter with this snapshot does with the next, which is the same if
-    /// nothing has happened.
-    fn ask_again(&mut self, index: u32, others: Vec<Waiting>, resume: Option<Position>) {
-        let Some(room) = self.rooms[index as usize].as_mut() else { return };
-        if others.is_empty() {
-            return;
+    /// One who waited becomes a member. Returns whether it is still there.
+    fn let_in(&mut self, index: u32, waiting: &Waiting, entrance: &Entrance, now: Time) -> bool {
+        let Waiting { key, resume, acks } = *waiting;
+        let snapshot = &entrance.snapshot;
+        let Some(row) = self.viewers.get(key).filter(|row| row.is_open()) else { return false };
+        let format = row.format;
+        let Some(place) = row.memberships.iter().position(|m| m.room == index) else {
+            return false;
+        };
+        let bytes = snapshot.joined(format).clone();
+        self.viewers.send(key, bytes, &mut self.stats, now);
+        if let Some(replay) = &entrance.replay {
+            let bytes = replay.bytes(format, Cut::Full).clone();
+            self.viewers.send(key, bytes, &mut self.stats, now);
         }
-        let mut formats = 0;
-        for waiting in &others {
-            let row = self.viewers.get(waiting.key);
-            formats |= row.map_or(0, |row| 1 << row.format.index());
+        if resume.is_some() {
+            let recovery = snapshot.recovery();
+            let result = match (recovery.recovered, recovery.missed) {
+                (true, _) => "recovered",
+                (false, None) => "fresh",
+                (false, Some(_)) => "missed",
+            };
+            count(&mut self.stats.resumes, &RESUME_RESULTS, result);
         }
-        room.waiting.extend(others);
-        room.asked.push(resume);
-        let (id, home, shard) = (room.id.clone(), room.home, self.id);
-        self.peers.send(home, Message::Subscribe { room: id, shard, formats, resume });
+        let marks = self.viewers.marks(key.index);
+        let Some(room) = self.rooms[index as usize].as_mut() else { return false };
+        let member = room.add(key.index, format, marks);
+        if let Some(user) = self.viewers.row(key.index).user.clone() {
+            // Who comes back has not come.
+            if resume.is_none() {
+                room.moves.entered(self.peers.visitor(&user), &user);
+            }
+        }
+        room.confirmations.joined(ack_slot(key), acks, snapshot.snapshot().important);
+        self.viewers.row_mut(key.index).memberships[place].member = member;
+        count(&mut self.stats.joins, &JOIN_RESULTS, "joined");
+        self.schedule(key, self.settings.ping_interval);
+        true
+    }
+
+    /// Another round: newcomers may enter for `slice`.
+    pub(super) fn let_newcomers_enter(&mut self, slice: Duration) {
+        self.entering.left = slice;
+        for (index, resume) in std::mem::take(&mut self.entering.again) {
+            // It may have been refused meanwhile.
+            let room = self.rooms[index as usize].as_ref();
+            let Some(room) = room.filter(|room| room.asked.contains(&resume)) else { continue };
+            // One tells of its format; those of all come with the word of who is in.
+            let mut waiting = room.waiting.iter().filter(|waits| waits.resume == resume);
+            let row = waiting.next().and_then(|waiting| self.viewers.get(waiting.key));
+            let formats = row.map_or(0, |row| 1 << row.format.index());
+            let (room, home, shard) = (room.id.clone(), room.home, self.id);
+            self.peers.send(home, Message::Subscribe { room, shard, formats, resume });
+        }
+    }
+
+    /// Whether some wait for the next round.
+    pub(super) fn newcomers_wait(&self) -> bool {
+        !self.entering.again.is_empty()
     }
 
     pub(super) fn refuse_joins(&mut self, id: &RoomId, code: &'static str) {

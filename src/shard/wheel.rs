@@ -6,6 +6,8 @@
 //! one to be recognised as stale: cheaper than finding it (hashed wheels,
 //! Varghese and Lauck, SOSP 1987).
 
+use std::collections::VecDeque;
+
 use super::connection::ViewerKey;
 
 /// Seconds one turn covers; later ones wait for further turns.
@@ -33,14 +35,14 @@ impl Wheel {
     }
 
     /// Everything due up to `second`.
-    pub fn advance(&mut self, second: u32, fired: &mut Vec<(ViewerKey, u32)>) {
+    pub fn advance(&mut self, second: u32, fired: &mut VecDeque<(ViewerKey, u32)>) {
         let turns = (second.saturating_sub(self.second) as usize).min(SLOTS);
         for step in 0..turns {
             let slot = &mut self.slots[(self.second as usize + 1 + step) % SLOTS];
             slot.retain(|entry| {
                 let due = entry.1 <= second;
                 if due {
-                    fired.push(*entry);
+                    fired.push_back(*entry);
                 }
                 !due
             });
@@ -68,7 +70,7 @@ mod tests {
         }
         let mut seen = Vec::new();
         for second in (0..400).step_by(7) {
-            let mut fired = Vec::new();
+            let mut fired = VecDeque::new();
             wheel.advance(second, &mut fired);
             for (key, due) in fired {
                 assert_eq!(key.index, due);
@@ -86,7 +88,7 @@ mod tests {
         for due in [1, 63, 64, 65, 200] {
             wheel.insert(ViewerKey { index: due, generation: 0 }, due);
         }
-        let mut fired = Vec::new();
+        let mut fired = VecDeque::new();
         wheel.advance(10_000, &mut fired);
         assert_eq!(fired.len(), 5);
     }

@@ -22,12 +22,12 @@ use super::accept::{Edge, Outcome, serve};
 use super::give_way::{Place, Unheard, to_who_waits};
 use crate::engine::time::Time;
 
-/// Connections let in before the thread's other tasks get their turn. With the 128
-/// that the runtime lets pass, 2,000 publishers who came at once kept other rooms'
-/// events waiting for 230 ms; this has 10 ms. Twice as many let a storm of joins in no
-/// sooner (10.9 s beside 11.5, under ten times the capacity), and small rooms' 99th
-/// percentile was 26 ms.
-const TURN: usize = 16;
+/// Connections let in before the thread's other tasks get their turn. Each brings a
+/// handshake, and what waits behind them waits for all of these: with 16, 8, 4 and 2 a
+/// storm of 15,000 joins under ten times the capacity was in after 13.7, 12.8, 13.0 and
+/// 14.7 s, and small rooms' 99th percentile was 19, 14, 11 and 9 ms (measured, means of
+/// one or two runs).
+const TURN: usize = 4;
 /// Connections accepted in that time at most: 10 us each.
 const ACCEPTS: usize = 128;
 /// Pause after the kernel had no descriptor for a new connection.

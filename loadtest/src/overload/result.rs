@@ -29,6 +29,9 @@ const MOST_RECOVERY: f64 = 2.0;
 const MOST_GROWTH: f64 = 0.10;
 /// The same in KiB, beside it: caches of a fixed size still fill in the first phase.
 const FREE_GROWTH_KIB: f64 = 16.0 * 1024.0;
+/// And for each viewer that a storm brought: the mark of one that is in a room and has
+/// nothing else, in KiB.
+const VIEWER_KIB: f64 = 1.2;
 
 /// The steady traffic of a window.
 #[derive(Debug, Clone, Serialize)]
@@ -274,7 +277,9 @@ impl Phase {
     fn marks(&self, calm: &Calm) -> Vec<Mark> {
         let (hot, small) = (&self.rooms.hot, &self.rooms.small);
         let mark = |name, value: String, wanted: String, holds| Mark { name, value, wanted, holds };
-        let allowed = self.rss_first_kib * (1.0 + MOST_GROWTH) + FREE_GROWTH_KIB;
+        let came = self.storm.as_ref().map_or(0.0, |storm| storm.joined as f64);
+        let allowed =
+            self.rss_first_kib * (1.0 + MOST_GROWTH) + FREE_GROWTH_KIB + came * VIEWER_KIB;
         let unloaded = calm.rooms.small.delivery.p99_ms;
         let refused = hot.refused[0].values().sum::<u64>() + small.refused[0].values().sum::<u64>();
         let mut marks = vec![

@@ -27,6 +27,11 @@ use crate::limits::{LimitKind, LimitSettings, RoomLimits};
 
 /// While less than this waits, it is taken in the order of arrival.
 const IN_ORDER: Duration = Duration::from_millis(10);
+/// The same once rooms have begun to give something up: what is taken out in order is
+/// overtaken by nobody, and small rooms' events wait for it. With requests of 500 events
+/// at ten times the capacity their 99th percentile is 17 ms so, and 20 ms with the other
+/// (medians of two runs each).
+const IN_ORDER_PRESSED: Duration = Duration::from_micros(2_500);
 /// Events taken together when more waits.
 const BATCH: usize = 64;
 /// Between two ticks that nothing but time calls for.
@@ -223,7 +228,9 @@ impl Intake {
     /// The next event for its room. `None`: nothing waits.
     pub fn next(&mut self, now: Time) -> Option<Queued> {
         if self.ready.is_empty() {
-            let most = if self.admission.backlog() <= IN_ORDER { usize::MAX } else { BATCH };
+            let calm = self.ladder.rung() == Rung::Normal;
+            let in_order = if calm { IN_ORDER } else { IN_ORDER_PRESSED };
+            let most = if self.admission.backlog() <= in_order { usize::MAX } else { BATCH };
             while self.taken.len() < most
                 && let Some(entry) = self.admission.take(now, &mut self.shed)
             {
@@ -526,5 +533,34 @@ mod tests {
         let cost = intake.cost.event(Duration::from_micros(4), 0, 0);
         let each = cost / intake.admission.capacity();
         assert!((0.7..1.4).contains(&each), "an event takes a microsecond, not {each}");
+    }
+    #[test]
+    fn order_holds_for_longer_while_no_room_gives_anything_up() {
+        let mut intake = intake();
+        let room = RoomId::new("r").expect("a name");
+        let order = |intake: &mut Intake| {
+            let parsed = Duration::from_millis(3);
+            let mut events = events(500, START);
+            events.iter_mut().for_each(|event| event.user = Arc::clone(&event.id));
+            intake.offer(&room, events, Origin::Nobody, parsed, |_| 0, START);
+            let backlog = intake.admission.backlog();
+            assert!((IN_ORDER_PRESSED..IN_ORDER).contains(&backlog), "{backlog:?} waits");
+            let mut ids = Vec::new();
+            while let Some(queued) = intake.next(START) {
+                ids.push(queued.event.id.parse::<u32>().expect("a number"));
+                intake.done(queued.key(), Outcome::Duplicate { seq: None });
+            }
+            ids
+        };
+        assert_eq!(order(&mut intake), (0..500).collect::<Vec<_>>());
+        let mut now = START;
+        while intake.ladder.rung() == Rung::Normal {
+            now = now + Duration::from_secs(1);
+            intake.ladder.step(Pressure { queueing: 2.0, refusing: true }, now);
+        }
+        let mut ids = order(&mut intake);
+        assert!(!ids.is_sorted(), "the more important first");
+        ids.sort_unstable();
+        assert_eq!(ids, (0..500).collect::<Vec<_>>());
     }
 }

@@ -534,6 +534,7 @@ mod tests {
         let each = cost / intake.admission.capacity();
         assert!((0.7..1.4).contains(&each), "an event takes a microsecond, not {each}");
     }
+
     #[test]
     fn order_holds_for_longer_while_no_room_gives_anything_up() {
         let mut intake = intake();

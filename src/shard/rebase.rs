@@ -12,9 +12,10 @@
 //! home hears of that. Nothing is then missed or comes twice, as in a join.
 //!
 //! After a stall that thousands of viewers share all of them are answered between
-//! the same two frames, and each answer is written at once: 310 ms, when it was done
-//! in one go (measured), for which every other room of the shard waited. So answers
-//! are given in slices, and a room's next frame waits for its own.
+//! the same two frames, and each answer is written at once. While that was done in one
+//! go, a turn of the fan-out under a storm of joins took 310 ms (measured), for which
+//! every other room of the shard waited. So answers are given in slices, and a room's
+//! next frame waits for its own.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -12,8 +12,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::task::{AbortHandle, spawn_local, yield_now};
+use tokio::task::{spawn_local, yield_now};
 
+use super::AbortOnDrop;
 use crate::clock::Clock;
 
 /// How long tasks are run at most before the worker's next round.
@@ -24,7 +25,7 @@ pub struct Tasks {
     clock: Clock,
     turn: Duration,
     last: Rc<Last>,
-    task: AbortHandle,
+    _ended_with_it: AbortOnDrop,
 }
 
 /// A task that does nothing: tasks run in the order in which they were woken, so when
@@ -48,7 +49,7 @@ impl Tasks {
                 shared.ran.set(true);
             }
         });
-        Self { clock, turn, last, task: task.abort_handle() }
+        Self { clock, turn, last, _ended_with_it: AbortOnDrop(task.abort_handle()) }
     }
 
     /// Tasks run.
@@ -62,12 +63,6 @@ impl Tasks {
                 return;
             }
         }
-    }
-}
-
-impl Drop for Tasks {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

@@ -203,15 +203,17 @@ pub struct Rooms {
     /// With fewer viewers than this every event flushes at once, since merging
     /// saves little. Default 200; 0 never.
     pub small_room_viewers: u32 = 200,
-    /// Ordered events in one frame at most. Default 400.
+    /// Ordered events in one frame at most; under overload as `frame_bytes`. Default 400.
     pub frame_events: usize = 400,
-    /// Bytes of ordered events in one frame at most. Default 128 KiB.
+    /// Bytes of ordered events in one frame at most; under overload, of all frames in two
+    /// flush intervals, or half of it in four. Default 128 KiB.
     pub frame_bytes: usize = 131_072,
     /// Percent of both that only tiers up to `reserved_tier` may use. Default 25.
     pub reserved_percent: u8 = 25,
     /// Least important tier that may use the reserved share. Default 2.
     pub reserved_tier: u8 = 2,
-    /// Pending events kept while the last frame is still going out. Default 2000.
+    /// Pending events kept while the last frame is still going out, and under overload until
+    /// the next is due. Default 2000.
     pub buffer_events: usize = 2_000,
     /// Pending bytes kept while the last frame is still going out; beyond it
     /// important events are refused, not dropped. Default 1 MiB.

@@ -23,6 +23,7 @@ pub mod turns;
 pub mod visitors;
 
 pub mod admission;
+mod allowance;
 mod budget;
 pub mod caller;
 pub mod confirm;

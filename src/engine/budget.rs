@@ -20,17 +20,33 @@ use super::level::Rank;
 use super::pending::Waiting;
 use super::settings::{RoomSettings, Strain};
 
-/// Indices, ascending, of the events that the frame cannot carry.
+/// What becomes of a frame's events.
+#[derive(Debug, PartialEq)]
+pub(super) struct Budgeted {
+    /// Indices, ascending, of those that it cannot carry.
+    pub(super) over: Vec<usize>,
+    /// The part of its budget that the others use.
+    pub(super) used: f64,
+}
+
+/// Which events a frame can carry that may use this part, 0 to 1, of its budget. What is
+/// reserved is reserved of the whole.
 pub(super) fn over_budget(
     waiting: &[Waiting],
     settings: &RoomSettings,
     strain: Strain,
-) -> Vec<usize> {
+    part: f64,
+) -> Budgeted {
     let whole = Share { events: settings.frame_events, bytes: settings.frame_bytes }
         .percent(strain.frame_percent.min(100) as usize);
-    let open = whole.percent(100 - usize::from(settings.reserved_percent.min(100)));
-    if fits_as_a_whole(waiting, open) {
-        return Vec::new();
+    let largest = whole.percent(100 - usize::from(settings.reserved_percent.min(100)));
+    let limit = whole.part(part);
+    let open = limit.without(whole.without(largest));
+    let all = waiting.iter().filter(|w| is_budgeted(w));
+    let all = all.fold(Share::default(), |used, w| used.plus(w.weight));
+    if all.within(open) {
+        // The common case, without sorting.
+        return Budgeted { over: Vec::new(), used: all.of(whole) };
     }
     let mut ranked: Vec<(Rank, usize)> = (waiting.iter().enumerate())
         .filter(|(_, w)| is_budgeted(w))
@@ -43,12 +59,12 @@ pub(super) fn over_budget(
     for (rank, index) in ranked {
         let weight = waiting[index].weight;
         let reserved = rank.tier.0 <= settings.reserved_tier;
-        if weight > if reserved { whole.bytes } else { open.bytes } {
+        if weight > if reserved { whole.bytes } else { largest.bytes } {
             out.push(index);
             continue;
         }
         full = full
-            || !used.plus(weight).within(whole)
+            || !used.plus(weight).within(limit)
             || (!reserved && !used_open.plus(weight).within(open));
         if full {
             out.push(index);
@@ -60,7 +76,7 @@ pub(super) fn over_budget(
         }
     }
     out.sort_unstable();
-    out
+    Budgeted { over: out, used: used.of(whole) }
 }
 
 /// Events and bytes.
@@ -74,6 +90,22 @@ impl Share {
     fn percent(self, percent: usize) -> Self {
         let of = |n: usize| n / 100 * percent + n % 100 * percent / 100;
         Self { events: of(self.events), bytes: of(self.bytes) }
+    }
+
+    fn without(self, other: Self) -> Self {
+        let without = usize::saturating_sub;
+        Self { events: without(self.events, other.events), bytes: without(self.bytes, other.bytes) }
+    }
+
+    fn part(self, part: f64) -> Self {
+        let of = |n: usize| (n as f64 * part) as usize;
+        Self { events: of(self.events), bytes: of(self.bytes) }
+    }
+
+    /// The larger of the two parts that it is of `whole`.
+    fn of(self, whole: Self) -> f64 {
+        let of = |n: usize, whole: usize| if n == 0 { 0.0 } else { n as f64 / whole as f64 };
+        of(self.events, whole.events).max(of(self.bytes, whole.bytes))
     }
 
     fn plus(self, weight: usize) -> Self {
@@ -93,15 +125,6 @@ fn is_budgeted(waiting: &Waiting) -> bool {
         (lane, Merge::Sample(_)) => lane == Lane::Ordered,
         (_, Merge::Sum(_) | Merge::Latest(_)) => false,
     }
-}
-
-/// The common case, without sorting.
-fn fits_as_a_whole(waiting: &[Waiting], open: Share) -> bool {
-    let used = waiting
-        .iter()
-        .filter(|w| is_budgeted(w))
-        .fold(Share::default(), |used, w| used.plus(w.weight));
-    used.within(open)
 }
 
 #[cfg(test)]
@@ -126,6 +149,10 @@ mod tests {
         }
     }
 
+    fn over(waiting: &[Waiting], settings: &RoomSettings) -> Vec<usize> {
+        over_budget(waiting, settings, Strain::NONE, 1.0).over
+    }
+
     fn settings(events: usize, bytes: usize, reserved: u8) -> RoomSettings {
         RoomSettings {
             frame_events: events,
@@ -143,10 +170,10 @@ mod tests {
     #[test]
     fn the_reserved_share_is_for_the_first_tiers_alone() {
         let few: Vec<_> = (0..10).map(|i| waiting(tier(2), 0, i)).collect();
-        assert_eq!(over_budget(&few, &settings(10, 1 << 20, 40), Strain::NONE), [6, 7, 8, 9]);
+        assert_eq!(over(&few, &settings(10, 1 << 20, 40)), [6, 7, 8, 9]);
         let mut mixed: Vec<_> = (0..8).map(|i| waiting(tier(1), 0, i)).collect();
         mixed.extend((8..12).map(|i| waiting(tier(2), 0, i)));
-        assert_eq!(over_budget(&mixed, &settings(10, 1 << 20, 40), Strain::NONE), [10, 11]);
+        assert_eq!(over(&mixed, &settings(10, 1 << 20, 40)), [10, 11]);
     }
 
     #[test]
@@ -154,7 +181,7 @@ mod tests {
         let mut all = [(2, 9), (2, 3), (1, 90), (3, 0), (2, 3)].into_iter().enumerate();
         let all: Vec<_> = all.by_ref().map(|(i, (t, l))| waiting(tier(t), l, i as u64)).collect();
         for (frame, out) in [(4, vec![3]), (3, vec![0, 3]), (2, vec![0, 3, 4])] {
-            assert_eq!(over_budget(&all, &settings(frame, 1 << 20, 0), Strain::NONE), out);
+            assert_eq!(over(&all, &settings(frame, 1 << 20, 0)), out);
         }
     }
 
@@ -162,14 +189,32 @@ mod tests {
     fn under_strain_the_least_important_give_way_earlier() {
         let few: Vec<_> = (0..10).map(|i| waiting(tier(i as u8), 0, i)).collect();
         let strain = Strain { frame_percent: 50, ..Strain::NONE };
-        assert_eq!(over_budget(&few, &settings(10, 1 << 20, 0), strain), [5, 6, 7, 8, 9]);
+        assert_eq!(over_budget(&few, &settings(10, 1 << 20, 0), strain, 1.0).over, [5, 6, 7, 8, 9]);
+    }
+
+    #[test]
+    fn what_is_used_is_the_part_of_the_whole_budget_and_never_more_than_may_be() {
+        let few: Vec<_> = (0..10).map(|i| waiting(tier(2), 0, i)).collect();
+        let with = |events, part| {
+            let settings = settings(events, 1 << 20, 0);
+            let budgeted = over_budget(&few, &settings, Strain::NONE, part);
+            (10 - budgeted.over.len(), budgeted.used)
+        };
+        assert_eq!(with(20, 1.0), (10, 0.5));
+        assert_eq!(with(20, 0.25), (5, 0.25));
+        assert_eq!(with(20, 0.0), (0, 0.0));
+        let reserved = over_budget(&few, &settings(20, 1 << 20, 25), Strain::NONE, 0.5);
+        assert_eq!((reserved.over.len(), reserved.used), (5, 0.25), "of the whole");
+        let bytes: usize = few.iter().map(|w| w.weight).sum();
+        let heavy = over_budget(&few, &settings(1_000, 2 * bytes, 0), Strain::NONE, 1.0);
+        assert_eq!(heavy, Budgeted { over: Vec::new(), used: 0.5 });
     }
 
     #[test]
     fn an_event_too_large_for_any_frame_silences_nobody() {
         let large = tier(0).payload(&"x".repeat(5_000));
         let all = [waiting(large, 0, 0), waiting(tier(2), 0, 1)];
-        assert_eq!(over_budget(&all, &settings(10, 4_000, 0), Strain::NONE), [0]);
+        assert_eq!(over(&all, &settings(10, 4_000, 0)), [0]);
     }
 
     #[test]
@@ -179,7 +224,7 @@ mod tests {
             waiting(card("k"), 0, 1),
             waiting(entrance("e", 3), 0, 2),
         ];
-        assert!(over_budget(&all, &settings(0, 0, 0), Strain::NONE).is_empty());
+        assert!(over(&all, &settings(0, 0, 0)).is_empty());
     }
 
     proptest! {
@@ -194,7 +239,7 @@ mod tests {
             let all: Vec<_> = (0..).zip(all).map(|(order, (t, level, len))| {
                 waiting(tier(t).payload(&"x".repeat(len)), level, order)
             }).collect();
-            let out = over_budget(&all, &settings, Strain::NONE);
+            let out = over(&all, &settings);
             let is_in = |i: usize| !out.contains(&i);
             let open = settings.frame_bytes * usize::from(100 - reserved) / 100;
             let fits_alone = |w: &Waiting| {

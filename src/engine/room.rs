@@ -34,6 +34,7 @@ mod tests;
 
 use std::sync::Arc;
 
+use super::allowance::Allowance;
 use super::dedupe::Window;
 use super::drops::Drops;
 use super::event::{Event, Frame, Snapshot};
@@ -64,6 +65,7 @@ pub struct Room {
     level_key: LevelKey,
     settings: Arc<RoomSettings>,
     strain: Strain,
+    allowance: Allowance,
     ticks: Ticks,
 
     given: Numbers,
@@ -118,6 +120,8 @@ struct Open {
     absorbed: [u64; 3],
     /// When the earliest of those arrived.
     absorbed_oldest: Option<Time>,
+    /// When the first of those was accepted.
+    absorbed_since: Option<Time>,
 }
 
 impl Online {
@@ -160,6 +164,7 @@ impl Room {
             fates: Vec::new(),
             settings,
             strain: Strain::NONE,
+            allowance: Allowance::FULL,
         }
     }
 
@@ -228,14 +233,14 @@ impl Room {
     /// The next frame, if one is due.
     pub fn flush(&mut self, now: Time) -> Option<Frame> {
         let due = self.next_flush().is_some_and(|at| at <= now);
-        due.then(|| self.make_frame(now))
+        due.then(|| self.make_frame(self.holds_totals(now), now))
     }
 
     /// The next frame, due or not, unless one is still going out or there is
     /// nothing to say: for a drain.
     pub fn flush_now(&mut self, now: Time) -> Option<Frame> {
         let something = self.has_coverable() || self.online.differs();
-        (something && !self.going_out).then(|| self.make_frame(now))
+        (something && !self.going_out).then(|| self.make_frame(false, now))
     }
 
     /// The last viewer of the last frame was served.

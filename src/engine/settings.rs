@@ -7,8 +7,10 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Strain {
     /// Events wait for this many flush intervals, and a flush takes this many
-    /// times the events and bytes to come early. At least 1. Rooms that are too
-    /// small to wait, and important events, are not concerned.
+    /// times the events and bytes to come early, and then comes one interval after
+    /// the last at the earliest. What the frames of that time carry has the budget
+    /// of one ([`allowance`](super::allowance)), and one of them the totals. At least 1.
+    /// Rooms that are too small to wait, and important events, are not concerned.
     pub stretch: u32,
     /// A sample keeps its size divided by this, but at least 1.
     pub sample_divisor: u32,
@@ -19,6 +21,12 @@ pub struct Strain {
 impl Strain {
     /// Nothing is given up.
     pub const NONE: Strain = Strain { stretch: 1, sample_divisor: 1, frame_percent: 100 };
+
+    /// Whether events wait for longer than usual.
+    #[must_use]
+    pub const fn is_stretched(self) -> bool {
+        self.stretch > 1
+    }
 }
 
 impl Default for Strain {

@@ -1,5 +1,6 @@
 //! Slow viewers under virtual time: sockets with small buffers whose readers
-//! hurry, dawdle and stall, real rooms, and the real bytes on the wire.
+//! hurry, dawdle and stall, real rooms, strained now and then, and the real bytes on
+//! the wire.
 //!
 //! A viewer's client reads the byte stream as a browser would and keeps its own
 //! books: nothing important twice, out of order or missing; no hole in the
@@ -17,6 +18,7 @@ use tidegate::engine::delivery::{Ask, Bounds, Delivery, LadderSettings, Rung, Ve
 use tidegate::engine::event::{Event, Payload};
 use tidegate::engine::ids::{Epoch, ImportantNo, RoomId};
 use tidegate::engine::kind::{Kind, Lane, Merge};
+use tidegate::engine::ladder::Rung as RoomRung;
 use tidegate::engine::level::LevelKey;
 use tidegate::engine::room::Room;
 use tidegate::engine::settings::RoomSettings;
@@ -191,7 +193,11 @@ impl World {
         let wait = Duration::from_micros(self.rng.between(1, 2 * pace));
         self.queue(now + wait, Step::Publish(index));
         let event = self.event(now);
+        let strain = (self.rng.below(100) == 0).then(|| self.rng.pick(&RoomRung::ALL).strain());
         let room = &mut self.places[index].room;
+        if let Some(strain) = strain {
+            room.set_strain(strain);
+        }
         room.publish(event, now);
         self.schedule_flush(index, now);
     }

@@ -175,6 +175,8 @@ impl Accounts {
         let index = match self.0.iter().position(|account| account.room == *room) {
             Some(index) => index,
             None => {
+                // Nearly all viewers are in one room, and a stall is shared by many.
+                self.0.reserve_exact(1);
                 self.0.push(Account::new(room.clone()));
                 self.0.len() - 1
             }

@@ -14,6 +14,12 @@ use super::super::time::Time;
 use super::ladder::Load;
 use super::{Cut, Frame};
 
+/// Places in a queue that are always kept; beyond them there are at most four times as
+/// many as are needed. Thousands fall behind together, and each is kept for seconds after
+/// it has caught up: the places of 17,900 were 35 MiB while two thirds of the queues were
+/// empty (measured).
+const SPARE: usize = 2;
+
 /// A room's state, made for this viewer to go on from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
@@ -111,12 +117,28 @@ impl<F: Frame> Backlog<F> {
         };
         let at = self.items.iter().position(behind).unwrap_or(self.items.len());
         self.bytes += bytes.len();
+        self.make_place();
         self.items.insert(at, Item { sort: Sort::Notice(room, first), bytes, begun: false });
     }
 
     fn push(&mut self, sort: Sort<F>, bytes: Bytes, begun: bool) {
         self.bytes += bytes.len();
+        self.make_place();
         self.items.push_back(Item { sort, bytes, begun });
+    }
+
+    /// One more place, twice as many as there were if there is none.
+    fn make_place(&mut self) {
+        if self.items.len() == self.items.capacity() {
+            self.items.reserve_exact(self.items.len().max(SPARE));
+        }
+    }
+
+    /// Gives back places that were needed once.
+    fn fit(&mut self) {
+        if self.items.capacity() > SPARE.max(4 * self.items.len()) {
+            self.items.shrink_to(SPARE.max(2 * self.items.len()));
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -174,15 +196,16 @@ impl<F: Frame> Backlog<F> {
             }
             if written < front.bytes.len() {
                 front.bytes = front.bytes.slice(written..);
-                return;
+                break;
             }
             written -= front.bytes.len();
-            let Some(item) = self.items.pop_front() else { return };
+            let Some(item) = self.items.pop_front() else { break };
             passed(match &item.sort {
                 Sort::Frame(frame, cut, _) => Passed::Frame(frame, *cut),
                 _ => Passed::Other,
             });
         }
+        self.fit();
     }
 
     /// Cuts every frame that has not begun down to `to`. `lost` gets each with
@@ -202,6 +225,7 @@ impl<F: Frame> Backlog<F> {
             *cut = to;
         }
         self.items.retain(|item| !item.bytes.is_empty());
+        self.fit();
     }
 
     /// Takes away everything that has not begun, but for fixed messages.
@@ -245,5 +269,39 @@ impl<F: Frame> Backlog<F> {
             *bytes -= if goes { item.bytes.len() } else { 0 };
             !goes
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::event;
+    use super::*;
+
+    /// There are none.
+    #[derive(Clone)]
+    enum NoFrame {}
+
+    impl Frame for NoFrame {
+        fn content(&self) -> &event::Frame {
+            match *self {}
+        }
+
+        fn bytes(&self, _: Cut) -> Bytes {
+            match *self {}
+        }
+    }
+
+    #[test]
+    fn places_that_were_needed_once_are_given_back() {
+        let mut backlog = Backlog::<NoFrame>::new();
+        for _ in 0..100 {
+            backlog.push_fixed(Bytes::from_static(b"ping"), false);
+        }
+        for left in (0..100).rev() {
+            backlog.advance(4, |_| {});
+            assert_eq!(backlog.len(), left);
+            assert!(backlog.items.capacity() <= SPARE.max(4 * left), "{left} left");
+        }
+        assert!(backlog.items.capacity() <= SPARE);
     }
 }

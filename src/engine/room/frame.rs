@@ -6,6 +6,7 @@ use super::super::budget::over_budget;
 use super::super::event::{Frame, Numbered};
 use super::super::ids::Seq;
 use super::super::pending::Waiting;
+use super::super::settings::Strain;
 use super::super::stats::DropReason;
 use super::super::time::Time;
 use super::{Numbers, Room};
@@ -33,12 +34,32 @@ impl Room {
 
     /// Whether to flush without waiting for company.
     pub(super) fn flushes_at_once(&self) -> bool {
+        self.pending.has_important()
+            || self.is_small()
+            || (self.is_full() && !self.strain.is_stretched())
+    }
+
+    /// Whether events wait for no company here.
+    fn is_small(&self) -> bool {
+        self.online.now < self.settings.small_room_viewers
+    }
+
+    /// Whether so much waits that a frame is made early.
+    fn is_full(&self) -> bool {
         let load = self.pending.load();
         let stretch = self.strain.stretch.max(1) as usize;
-        self.pending.has_important()
-            || self.online.now < self.settings.small_room_viewers
-            || load.events + self.merges.pending_totals() >= self.settings.flush_events * stretch
+        // Under strain they have their time.
+        let totals = if stretch > 1 { 0 } else { self.merges.pending_totals() };
+        load.events + totals >= self.settings.flush_events * stretch
             || load.bytes >= self.settings.flush_bytes * stretch
+    }
+
+    /// Whether a frame that is made now leaves the totals to a later one. Under strain
+    /// they wait as long as anything else, whatever makes a frame before: a room with
+    /// many gifts under way has hundreds of them, and they lose nothing by it.
+    pub(super) fn holds_totals(&self, now: Time) -> bool {
+        let due = self.open.absorbed_since.map(|since| self.tick_after(since));
+        self.strain.is_stretched() && !self.is_small() && due.is_some_and(|due| due > now)
     }
 
     /// Whether a frame made now would say anything of events.
@@ -57,6 +78,10 @@ impl Room {
             // What is being logged brings the flush forward when it is.
             Some(held) => held,
             None if self.flushes_at_once() => since,
+            None if self.is_full() => {
+                let next = self.allowance.next_frame(self.settings.flush_interval);
+                since.max(next).min(self.tick_after(since))
+            }
             None => self.tick_after(since),
         }
     }
@@ -77,21 +102,26 @@ impl Room {
     }
 
     /// Empties the buffer into a frame, which may come out with nothing in it
-    /// but numbers and drops to announce.
-    pub(super) fn make_frame(&mut self, now: Time) -> Frame {
+    /// but numbers and drops to announce. `hold`: the totals stay for a later one.
+    pub(super) fn make_frame(&mut self, hold: bool, now: Time) -> Frame {
         self.staged.pass(self.settings.log_patience, now);
         let barrier = self.staged.barrier();
         let mut carried = self.take_events(barrier.map(|barrier| barrier.order), now);
-        let open = std::mem::take(&mut self.open);
-        if let Some(oldest) = open.absorbed_oldest {
-            carried.stands_for(open.absorbed.iter().sum(), oldest);
+        let totals = if hold { Vec::new() } else { self.merges.flush(now) };
+        if hold {
+            self.open.since = self.open.absorbed_since;
+        } else {
+            let open = std::mem::take(&mut self.open);
+            if let Some(oldest) = open.absorbed_oldest {
+                carried.stands_for(open.absorbed.iter().sum(), oldest);
+            }
+            count(&mut self.stats.merged, open.absorbed);
         }
-        count(&mut self.stats.merged, open.absorbed);
         let first_seq = Seq(self.flushed.seq.0 + 1);
         let last_seq = barrier.map_or(self.given.seq, |barrier| Seq(barrier.seq.0 - 1));
         self.flushed = Numbers { seq: last_seq, important: self.committed };
         if barrier.is_some() || !self.pending.is_empty() {
-            self.open.since = Some(now);
+            self.open.since.get_or_insert(now);
         }
         self.going_out = true;
         self.stats.frames += 1;
@@ -104,7 +134,7 @@ impl Room {
             time: now,
             oldest: carried.oldest.unwrap_or(now),
             events: carried.events,
-            totals: self.merges.flush(now),
+            totals,
             dropped: self.drops.take(),
             online: self.take_online(now),
             ack: None,
@@ -124,8 +154,13 @@ impl Room {
             }
             live
         });
-        let mut over = over_budget(&waiting, &self.settings, self.strain).into_iter().peekable();
-        let events = Vec::with_capacity(waiting.len() - over.len());
+        let strain =
+            if self.is_small() { Strain { stretch: 1, ..self.strain } } else { self.strain };
+        let left = self.allowance.refill(strain, self.settings.flush_interval, now);
+        let budget = over_budget(&waiting, &self.settings, strain, left);
+        self.allowance.spend(budget.used);
+        let events = Vec::with_capacity(waiting.len() - budget.over.len());
+        let mut over = budget.over.into_iter().peekable();
         let mut carried = Carried { events, represents: 0, oldest: None };
         for (index, waiting) in waiting.into_iter().enumerate() {
             if over.next_if_eq(&index).is_some() {

@@ -60,7 +60,7 @@ impl Room {
         match admitted {
             Admitted::Absorbed => {
                 self.note_fate(&event, Fate::Summed);
-                self.open.absorb(lane, event.received);
+                self.open.absorb(lane, event.received, now);
             }
             Admitted::Keep => self.keep(event, given, None, now),
             Admitted::Overtakes(order) => {
@@ -165,8 +165,9 @@ impl Room {
 }
 
 impl Open {
-    fn absorb(&mut self, lane: Lane, received: Time) {
+    fn absorb(&mut self, lane: Lane, received: Time, now: Time) {
         self.absorbed[lane.index()] += 1;
+        self.absorbed_since.get_or_insert(now);
         let oldest = self.absorbed_oldest.get_or_insert(received);
         *oldest = received.min(*oldest);
     }

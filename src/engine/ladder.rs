@@ -28,12 +28,12 @@ pub enum Rung {
     /// Nothing.
     #[default]
     Normal,
-    /// Large rooms flush half as often.
+    /// Large rooms flush half as often, and say half as much.
     Stretch,
     /// Samples are half as large.
     Thin,
     /// Flushes come a quarter as often, samples are a quarter as large, and
-    /// frames use half their budget.
+    /// frames use half their budget: large rooms say an eighth.
     Trim,
     /// The least important events are refused.
     Refuse,

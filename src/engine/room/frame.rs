@@ -107,16 +107,17 @@ impl Room {
         self.staged.pass(self.settings.log_patience, now);
         let barrier = self.staged.barrier();
         let mut carried = self.take_events(barrier.map(|barrier| barrier.order), now);
-        let totals = if hold { Vec::new() } else { self.merges.flush(now) };
-        if hold {
+        let totals = if hold {
             self.open.since = self.open.absorbed_since;
+            Vec::new()
         } else {
             let open = std::mem::take(&mut self.open);
             if let Some(oldest) = open.absorbed_oldest {
                 carried.stands_for(open.absorbed.iter().sum(), oldest);
             }
             count(&mut self.stats.merged, open.absorbed);
-        }
+            self.merges.flush(now)
+        };
         let first_seq = Seq(self.flushed.seq.0 + 1);
         let last_seq = barrier.map_or(self.given.seq, |barrier| Seq(barrier.seq.0 - 1));
         self.flushed = Numbers { seq: last_seq, important: self.committed };
